@@ -1,0 +1,561 @@
+// The row engine on the CPU: one source, compiled once for each instruction set.
+//
+// Numbers are loaded in blocks that fit the first-level cache, converted to float (double for double) and transformed there,
+// so that every loop below is written once, for `acc`, whatever the input's type. Memory is read once a sweep.
+
+#define FASTLOSS_VECTORIZED
+#include "kernels.h"
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace fastloss {
+namespace {
+
+template <class T>
+using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+constexpr int64_t kBlock = 2048;       // elements staged at a time: 8 kB of float
+constexpr int64_t kTileBytes = 1 << 18;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
+constexpr int64_t kMaxLanes = 512;
+constexpr double kTinyLog = -1e4;      // exp(kTinyLog) is 0, and 0 * kTinyLog is 0 where 0 * -inf is NaN
+
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+
+int64_t tile_lanes(const RowCall& c) {
+  const int64_t fitting = kTileBytes / 4 / std::max<int64_t>(c.classes, 1) / 16 * 16;
+  return std::clamp<int64_t>(fitting, 64, kMaxLanes);
+}
+
+bool contiguous(const RowCall& c) { return c.inner == 1 && c.class_stride == 1; }
+
+int64_t row_items(const RowCall& c) {
+  if (contiguous(c)) return c.outer;
+  const int64_t lanes = tile_lanes(c);
+  return c.outer * ((c.inner + lanes - 1) / lanes);
+}
+
+// f(i, vector loads of count lanes): the main loop and its tail in one place.
+template <class A, class F>
+inline void each_vector(int64_t n, F&& f) {
+  constexpr int64_t width = Vectorized<A>::size();
+  int64_t i = 0;
+  for (; i + width <= n; i += width) f(i, width);
+  if (i < n) f(i, n - i);
+}
+
+template <class A>
+inline Vectorized<A> load(const A* p, int64_t count) {
+  return count == Vectorized<A>::size() ? Vectorized<A>::loadu(p) : Vectorized<A>::loadu(p, count);
+}
+
+template <class A>
+inline void store(A* p, Vectorized<A> v, int64_t count) {
+  if (count == Vectorized<A>::size()) v.store(p);
+  else v.store(p, count);
+}
+
+template <class T>
+inline void widen(const T* from, acc_of<T>* to, int64_t n) {
+  if constexpr (std::is_same_v<T, acc_of<T>>) {
+    std::memcpy(to, from, n * sizeof(T));
+  } else {
+    constexpr int64_t width = Vectorized<T>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+      const auto [low, high] = at::vec::convert_to_float<T>(Vectorized<T>::loadu(from + i));
+      low.store(to + i);
+      high.store(to + i + width / 2);
+    }
+    for (; i < n; ++i) to[i] = static_cast<float>(from[i]);
+  }
+}
+
+template <class T>
+inline void narrow(const acc_of<T>* from, T* to, int64_t n) {
+  using V = Vectorized<float>;
+  constexpr int64_t width = Vectorized<T>::size();
+  int64_t i = 0;
+  for (; i + width <= n; i += width) {
+    at::vec::convert_from_float<T>(V::loadu(from + i), V::loadu(from + i + width / 2)).store(to + i);
+  }
+  for (; i < n; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+// What happens to a logit before the softmax, and its derivative as a function of the result.
+template <class A>
+struct Transform {
+  A scale, cap;
+  explicit Transform(const RowCall& c) : scale(c.logit_scale), cap(c.softcap) {}
+  bool identity() const { return cap == 0 && scale == 1; }
+  template <class V>
+  V apply(V x) const { return cap != 0 ? V(cap) * tanh(x * V(scale / cap)) : x * V(scale); }
+  template <class V>
+  V derivative(V z) const {
+    if (cap == 0) return V(scale);
+    const V t = z * V(1 / cap);
+    return V(scale) * (V(1) - t * t);
+  }
+};
+
+// n transformed logits from `from` as acc; `from` itself when there is nothing to do.
+template <class T>
+inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform) {
+  using A = acc_of<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    if (transform.identity()) return from;
+  }
+  widen(from, scratch, n);
+  if (!transform.identity()) {
+    each_vector<A>(n, [&](int64_t i, int64_t count) { store(scratch + i, transform.apply(load(scratch + i, count)), count); });
+  }
+  return scratch;
+}
+
+template <class A>
+inline A horizontal_sum(Vectorized<A> v) {
+  alignas(64) A lanes[Vectorized<A>::size()];
+  v.store(lanes);
+  A sum = 0;
+  for (A lane : lanes) sum += lane;
+  return sum;
+}
+
+template <class A>
+inline A block_max(const A* z, int64_t n) {
+  using V = Vectorized<A>;
+  constexpr int64_t width = V::size();
+  V best[4] = {V(-kInf<A>), V(-kInf<A>), V(-kInf<A>), V(-kInf<A>)};  // four chains hide the latency of max
+  int64_t i = 0;
+  for (; i + 4 * width <= n; i += 4 * width) {
+    for (int k = 0; k < 4; ++k) best[k] = larger(best[k], V::loadu(z + i + k * width));
+  }
+  alignas(64) A lanes[width];
+  larger(larger(best[0], best[1]), larger(best[2], best[3])).store(lanes);
+  A result = -kInf<A>;
+  for (A lane : lanes) result = larger(result, lane);
+  for (; i < n; ++i) result = larger(result, z[i]);
+  return result;
+}
+
+template <class A>
+inline A block_sum_exp(const A* z, int64_t n, A max) {
+  using V = Vectorized<A>;
+  constexpr int64_t width = V::size();
+  const V shift(max);
+  V sums[2] = {V(0), V(0)};
+  int64_t i = 0;
+  for (; i + 2 * width <= n; i += 2 * width) {
+    for (int k = 0; k < 2; ++k) sums[k] = sums[k] + exp(V::loadu(z + i + k * width) - shift);
+  }
+  for (; i < n; i += width) {
+    const int64_t count = std::min(width, n - i);
+    sums[0] = sums[0] + V::set(V(0), exp(V::loadu(z + i, count) - shift), count);
+  }
+  return horizontal_sum(sums[0] + sums[1]);
+}
+
+// Everything about a call that is the same for every row.
+template <class T, class F, bool kSoft>
+struct Row {
+  using A = acc_of<T>;
+  using V = Vectorized<A>;
+
+  const RowCall& c;
+  const T* input;
+  const A* weight;
+  Transform<A> transform;
+  A smooth;        // label_smoothing / C: what every class gets
+  A keep;          // 1 - label_smoothing: what remains of the target
+  bool spread;     // every class has a target share, so that a sweep over f is needed
+  bool extras;     // the backward needs more than p * coefficient
+
+  explicit Row(const RowCall& call)
+      : c(call), input(static_cast<const T*>(call.input)), weight(static_cast<const A*>(call.weight)), transform(call),
+        smooth(call.label_smoothing / std::max<int64_t>(call.classes, 1)), keep(1 - call.label_smoothing),
+        spread(kSoft || call.label_smoothing != 0),
+        extras(spread || call.grad_entropy || !transform.identity()) {}
+
+  const T* at(int64_t outer, int64_t inner) const { return input + outer * c.outer_stride + inner; }
+  const T* probabilities(int64_t outer, int64_t inner) const {
+    return static_cast<const T*>(c.target) + outer * c.target_outer_stride + inner;
+  }
+  int64_t label(int64_t row) const { return static_cast<const int64_t*>(c.target)[row]; }
+  bool counts(int64_t row) const { return kSoft || label(row) != c.ignore_index; }
+  // Through a vector, so that it has the bits that the sweeps saw: accuracy compares it with their maximum.
+  A logit(const T* row, int64_t index) const {
+    const A x = static_cast<A>(row[index * c.class_stride]);
+    if (transform.identity()) return x;
+    alignas(64) A lanes[V::size()];
+    transform.apply(V(x)).store(lanes);
+    return lanes[0];
+  }
+  A class_weight(int64_t index) const { return weight ? weight[index] : A(1); }
+
+  // w_c q_c over a vector, except for the share (keep) of an index target.
+  template <class W>
+  W share(W probability, W weights) const {
+    const W q = kSoft ? probability * W(keep) + W(smooth) : W(smooth);
+    return weight ? q * weights : q;
+  }
+
+  // What one class adds to a row's loss, slope and entropy beyond the softmax's own sums.
+  template <class W>
+  struct Parts {
+    W value{0}, slope{0}, entropy{0};
+  };
+
+  Parts<V> parts(V z, V probability, V weights, V max, V log_sum) const {
+    Parts<V> result;
+    const V shifted = z - max;
+    if (spread) {
+      const auto f = F::eval(shifted - log_sum, c.params);
+      const V wq = share(probability, weights);
+      result.value = f.value * wq;
+      result.slope = f.derivative * wq;
+    }
+    if (c.entropy) result.entropy = exp(shifted) * larger(V(kTinyLog), shifted);
+    return result;
+  }
+
+  // Write everything that the forward keeps of a row.
+  void finish(int64_t row, const T* logits, A max, A sum, A log_sum, const Parts<A>& sums, bool accurate) const {
+    A value = sums.value, slope = sums.slope;
+    bool correct = accurate;
+    const bool in_use = counts(row);
+    if constexpr (!kSoft) {
+      if (in_use) {
+        const int64_t y = label(row);
+        const A z = logit(logits, y);
+        const auto f = F::eval((z - max) - log_sum, c.params);
+        const A w = spread ? keep * class_weight(y) : class_weight(y);
+        value += w * f.value;
+        slope += w * f.derivative;
+        correct = z >= max;
+      } else {
+        value = slope = 0;
+        correct = false;
+      }
+    }
+    if (c.z_loss != 0 && in_use) {
+      const A lse = max + log_sum;
+      value += static_cast<A>(c.z_loss) * lse * lse;
+    }
+    static_cast<A*>(c.max)[row] = max;
+    static_cast<A*>(c.log_sum)[row] = log_sum;
+    static_cast<A*>(c.slope)[row] = slope;
+    static_cast<A*>(c.row_loss)[row] = value;
+    if (c.entropy) static_cast<A*>(c.entropy)[row] = log_sum - sums.entropy / sum;
+    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct;
+  }
+
+  bool probable_class_is_best(const T* logits, const T* target, A max) const {
+    if (!kSoft || !c.accuracy) return false;
+    int64_t best = 0;
+    for (int64_t k = 1; k < c.classes; ++k) {
+      if (target[k * c.target_class_stride] > target[best * c.target_class_stride]) best = k;
+    }
+    return c.classes > 0 && logit(logits, best) >= max;
+  }
+
+  // Contiguous class: one row at a time, its softmax statistics block by block.
+  void forward_row(int64_t row) const {
+    alignas(64) A z_block[kBlock], t_block[kBlock];
+    const T* logits = at(row, 0);
+    A max = 0, log_sum = 0;
+    double sum = 1;
+    if constexpr (F::kNormalise) {
+      max = -kInf<A>;
+      sum = 0;
+      for (int64_t i = 0; i < c.classes; i += kBlock) {
+        const int64_t n = std::min(kBlock, c.classes - i);
+        const A* z = staged(logits + i, n, z_block, transform);
+        const A best = block_max(z, n);
+        if (best > max) {
+          sum *= exp(max - best);
+          max = best;
+        }
+        // NaN among -inf leaves max at -inf; (x - max) then makes the row NaN, as it should be.
+        if (max > -kInf<A>) sum += block_sum_exp(z, n, max);
+      }
+      log_sum = log(static_cast<A>(sum));
+    }
+    Parts<double> sums;
+    const T* target = kSoft ? probabilities(row, 0) : nullptr;
+    if (spread || c.entropy) {
+      for (int64_t i = 0; i < c.classes; i += kBlock) {
+        const int64_t n = std::min(kBlock, c.classes - i);
+        const A* z = staged(logits + i, n, z_block, transform);
+        if constexpr (kSoft) widen(target + i, t_block, n);
+        Parts<V> block;
+        each_vector<A>(n, [&](int64_t j, int64_t count) {
+          const auto part = parts(
+              load(z + j, count), kSoft ? load(t_block + j, count) : V(0), weight ? load(weight + i + j, count) : V(1), V(max), V(log_sum));
+          block.value = block.value + V::set(V(0), part.value, count);
+          block.slope = block.slope + V::set(V(0), part.slope, count);
+          block.entropy = block.entropy + V::set(V(0), part.entropy, count);
+        });
+        sums.value += horizontal_sum(block.value);
+        sums.slope += horizontal_sum(block.slope);
+        sums.entropy += horizontal_sum(block.entropy);
+      }
+    }
+    const Parts<A> total{static_cast<A>(sums.value), static_cast<A>(sums.slope), static_cast<A>(sums.entropy)};
+    finish(row, logits, max, static_cast<A>(sum), log_sum, total, probable_class_is_best(logits, target, max));
+  }
+
+  // Strided class: a tile of lanes neighbouring rows, swept class by class. Sums are kept in two levels, so that their
+  // rounding grows with the square root of the number of classes, not with the number.
+  void forward_tile(int64_t outer, int64_t first, int64_t lanes) const {
+    alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes], max[kMaxLanes], log_sum[kMaxLanes];
+    Blocked sum, value, slope, entropy;
+    const T* logits = at(outer, first);
+    const T* target = kSoft ? probabilities(outer, first) : nullptr;
+    if constexpr (F::kNormalise) {
+      std::fill(max, max + lanes, -kInf<A>);
+      for (int64_t k = 0; k < c.classes; ++k) {
+        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(max + j, larger(load(max + j, n), load(z + j, n)), n); });
+      }
+      for (int64_t k = 0; k < c.classes; ++k) {
+        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        each_vector<A>(lanes, [&](int64_t j, int64_t n) { sum.add(j, exp(load(z + j, n) - load(max + j, n)), n); });
+        if (sum.full(k)) sum.flush(lanes);
+      }
+      sum.flush(lanes);
+      each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(log_sum + j, log(load(sum.total + j, n)), n); });
+    } else {
+      std::fill(max, max + lanes, A(0));
+      std::fill(log_sum, log_sum + lanes, A(0));
+    }
+    if (spread || c.entropy) {
+      for (int64_t k = 0; k < c.classes; ++k) {
+        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        if constexpr (kSoft) widen(target + k * c.target_class_stride, t_block, lanes);
+        const V weights(class_weight(k));
+        each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+          const auto part = parts(load(z + j, n), kSoft ? load(t_block + j, n) : V(0), weights, load(max + j, n), load(log_sum + j, n));
+          value.add(j, part.value, n);
+          slope.add(j, part.slope, n);
+          entropy.add(j, part.entropy, n);
+        });
+        if (sum.full(k)) {
+          value.flush(lanes);
+          slope.flush(lanes);
+          entropy.flush(lanes);
+        }
+      }
+      value.flush(lanes);
+      slope.flush(lanes);
+      entropy.flush(lanes);
+    }
+    for (int64_t j = 0; j < lanes; ++j) {
+      const Parts<A> total{value.total[j], slope.total[j], entropy.total[j]};
+      finish(outer * c.inner + first + j, logits + j, max[j], sum.total[j], log_sum[j], total,
+             probable_class_is_best(logits + j, target + j, max[j]));
+    }
+  }
+
+  // One array of sums over classes, a lane each, in two levels.
+  struct Blocked {
+    alignas(64) A part[kMaxLanes] = {}, total[kMaxLanes] = {};
+    static bool full(int64_t k) { return k % 64 == 63; }
+    void add(int64_t j, V v, int64_t n) { store(part + j, load(part + j, n) + v, n); }
+    void flush(int64_t lanes) {
+      each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+        store(total + j, load(total + j, n) + load(part + j, n), n);
+        store(part + j, V(0), n);
+      });
+    }
+  };
+
+  // What the gradient of one row needs, in W = A, or in W = V for a vector of rows.
+  template <class W>
+  struct Coefficients {
+    W max, log_sum, inverse_sum;
+    W probability;     // times p_c
+    W loss;            // upstream gradient of the row's loss
+    W entropy, level;  // upstream gradient of the entropy, and the entropy
+  };
+
+  // Gradient of one logit but for an index target's share, before the transform's derivative.
+  template <class W>
+  W gradient(W z, W probability, W weights, const Coefficients<W>& k) const {
+    const W shifted = z - k.max;
+    W result(0), p(0);
+    if constexpr (F::kNormalise) {
+      p = exp(shifted) * k.inverse_sum;
+      result = p * k.probability;
+    }
+    if (extras) {
+      const W l = shifted - k.log_sum;
+      if (spread) result = result + k.loss * share(probability, weights) * F::eval(l, c.params).derivative;
+      if (c.grad_entropy) result = result - k.entropy * p * (larger(W(kTinyLog), l) + k.level);
+      result = result * transform.derivative(z);
+    }
+    return result;
+  }
+
+  A upstream(const void* gradients, int64_t row) const { return gradients ? static_cast<const A*>(gradients)[row] : A(0); }
+
+  Coefficients<A> coefficients(int64_t row) const {
+    const A max = static_cast<const A*>(c.max)[row], log_sum = static_cast<const A*>(c.log_sum)[row];
+    const auto reduction = static_cast<Reduction>(c.reduction);
+    // An ignored row's share is 0 even where the divisor is 0 and the upstream gradient over it is no number.
+    A loss = 0;
+    if (c.grad_loss && counts(row)) {
+      loss = static_cast<const A*>(c.grad_loss)[reduction == Reduction::kNone ? row : 0];
+      if (reduction == Reduction::kMean || reduction == Reduction::kRowMean) loss /= *static_cast<const A*>(c.divisor);
+    }
+    A probability = upstream(c.grad_lse, row);
+    if (c.grad_loss && counts(row)) {
+      probability -= loss * static_cast<const A*>(c.slope)[row];
+      if (c.z_loss != 0) probability += loss * static_cast<A>(2 * c.z_loss) * (max + log_sum);
+    }
+    const A level = c.grad_entropy ? static_cast<const A*>(c.entropy)[row] : A(0);
+    return {max, log_sum, exp(-log_sum), probability, loss, upstream(c.grad_entropy, row), level};
+  }
+
+  // A row without any upstream gradient is 0, whatever it holds.
+  bool nothing(int64_t row, const Coefficients<A>& k) const {
+    return !(c.grad_loss && counts(row)) && k.probability == 0 && k.entropy == 0;
+  }
+
+  // The gradient at an index target, share included, in full precision: it is rounded once.
+  A at_label(A z, int64_t y, const Coefficients<A>& k) const {
+    const A base = gradient(z, A(0), class_weight(y), k);
+    const A share = (spread ? keep : A(1)) * class_weight(y) * F::eval((z - k.max) - k.log_sum, c.params).derivative;
+    return base + k.loss * share * transform.derivative(z);
+  }
+
+  T* grad_at(int64_t outer, int64_t inner) const { return static_cast<T*>(c.grad) + outer * c.grad_outer_stride + inner; }
+
+  void write(T* to, const A* values, int64_t n) const {
+    if constexpr (!std::is_same_v<T, A>) narrow(values, to, n);
+  }
+
+  // Where vectors of acc may be stored directly: the gradient itself, or the block that is narrowed into it.
+  static A* direct(T* grad, A* block) {
+    if constexpr (std::is_same_v<T, A>) return grad;
+    else return block;
+  }
+
+  void backward_row(int64_t row) const {
+    alignas(64) A z_block[kBlock], t_block[kBlock], g_block[kBlock];
+    const T* logits = at(row, 0);
+    T* grad = grad_at(row, 0);
+    const auto k = coefficients(row);
+    if (nothing(row, k)) {
+      std::fill(grad, grad + c.classes, T(0));
+      return;
+    }
+    const int64_t y = kSoft || !counts(row) ? -1 : label(row);
+    const A z_label = y < 0 ? A(0) : logit(logits, y);  // read before an in-place gradient overwrites it
+    const Coefficients<V> all{V(k.max), V(k.log_sum), V(k.inverse_sum), V(k.probability), V(k.loss), V(k.entropy), V(k.level)};
+    for (int64_t i = 0; i < c.classes; i += kBlock) {
+      const int64_t n = std::min(kBlock, c.classes - i);
+      const A* z = staged(logits + i, n, z_block, transform);
+      if constexpr (kSoft) widen(probabilities(row, 0) + i, t_block, n);
+      A* to = direct(grad + i, g_block);
+      each_vector<A>(n, [&](int64_t j, int64_t count) {
+        const V g = gradient(load(z + j, count), kSoft ? load(t_block + j, count) : V(0),
+                             weight && extras ? load(weight + i + j, count) : V(1), all);
+        store(to + j, g, count);
+      });
+      write(grad + i, g_block, n);
+    }
+    if (y >= 0) grad[y] = static_cast<T>(at_label(z_label, y, k));
+  }
+
+  void backward_tile(int64_t outer, int64_t first, int64_t lanes) const {
+    alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes], g_block[kMaxLanes], z_label[kMaxLanes];
+    alignas(64) A arrays[7][kMaxLanes];
+    Coefficients<A> rows[kMaxLanes];
+    const T* logits = at(outer, first);
+    T* grad = grad_at(outer, first);
+    const int64_t row = outer * c.inner + first;
+    bool silent = false;
+    for (int64_t j = 0; j < lanes; ++j) {
+      const auto& k = rows[j] = coefficients(row + j);
+      silent |= nothing(row + j, k);
+      const A fields[7] = {k.max, k.log_sum, k.inverse_sum, k.probability, k.loss, k.entropy, k.level};
+      for (int f = 0; f < 7; ++f) arrays[f][j] = fields[f];
+      if (!kSoft && counts(row + j)) z_label[j] = logit(logits + j, label(row + j));
+    }
+    for (int64_t k = 0; k < c.classes; ++k) {
+      const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+      if constexpr (kSoft) widen(probabilities(outer, first) + k * c.target_class_stride, t_block, lanes);
+      const V weights(class_weight(k));
+      T* row_grad = grad + k * c.grad_class_stride;
+      A* to = direct(row_grad, g_block);
+      each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+        V fields[7];
+        for (int f = 0; f < 7; ++f) fields[f] = load(arrays[f] + j, n);
+        const Coefficients<V> all{fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6]};
+        store(to + j, gradient(load(z + j, n), kSoft ? load(t_block + j, n) : V(0), weights, all), n);
+      });
+      write(row_grad, g_block, lanes);
+    }
+    for (int64_t j = 0; j < lanes; ++j) {
+      if (silent && nothing(row + j, rows[j])) {
+        for (int64_t k = 0; k < c.classes; ++k) grad[k * c.grad_class_stride + j] = T(0);
+      } else if (!kSoft && counts(row + j)) {
+        const int64_t y = label(row + j);
+        grad[y * c.grad_class_stride + j] = static_cast<T>(at_label(z_label[j], y, rows[j]));
+      }
+    }
+  }
+
+  template <bool kForward>
+  void run(int64_t begin, int64_t end) const {
+    const bool rows = contiguous(c);
+    const int64_t lanes = rows ? 1 : tile_lanes(c), tiles = (c.inner + lanes - 1) / lanes;
+    for (int64_t item = begin; item < end; ++item) {
+      if (rows) {
+        if constexpr (kForward) forward_row(item);
+        else backward_row(item);
+      } else {
+        const int64_t outer = item / tiles, first = item % tiles * lanes;
+        const int64_t n = std::min(lanes, c.inner - first);
+        if constexpr (kForward) forward_tile(outer, first, n);
+        else backward_tile(outer, first, n);
+      }
+    }
+  }
+};
+
+template <bool kForward, class T, class F>
+void run(const RowCall& call, bool soft, int64_t begin, int64_t end) {
+  if (soft) Row<T, F, true>(call).template run<kForward>(begin, end);
+  else Row<T, F, false>(call).template run<kForward>(begin, end);
+}
+
+template <bool kForward, class T>
+void run(const RowCall& call, int functor, bool soft, int64_t begin, int64_t end) {
+  int index = 0;
+#define FASTLOSS_RUN(name, Functor) \
+  if (functor == index++) return run<kForward, T, Functor>(call, soft, begin, end);
+  FASTLOSS_ROW(FASTLOSS_RUN)
+#undef FASTLOSS_RUN
+}
+
+template <bool kForward>
+void run(const RowCall& call, Scalar scalar, int functor, bool soft, int64_t begin, int64_t end) {
+  switch (scalar) {
+    case Scalar::kFloat: return run<kForward, float>(call, functor, soft, begin, end);
+    case Scalar::kDouble: return run<kForward, double>(call, functor, soft, begin, end);
+    case Scalar::kBFloat16: return run<kForward, c10::BFloat16>(call, functor, soft, begin, end);
+    case Scalar::kHalf: return run<kForward, c10::Half>(call, functor, soft, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace fastloss
+
+extern "C" __attribute__((visibility("default"))) const fastloss::Kernels fastloss_kernels = {
+    fastloss::row_items, fastloss::run<true>, fastloss::run<false>};

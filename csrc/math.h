@@ -1,0 +1,56 @@
+// The vocabulary that functors are written in: the same names for float, double, SIMD vectors and device code.
+//
+// A functor is a template over V. On the CPU V is at::vec::Vectorized<float or double>, whose overloads come from
+// cpu/vec.h; elsewhere V is float or double. Every function here takes and gives V; conditions are V-shaped masks that
+// only select() reads.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define FL_HD __host__ __device__ __forceinline__
+#else
+#define FL_HD inline
+#endif
+
+#if defined(FASTLOSS_VECTORIZED)
+#include "cpu/vec.h"
+#endif
+
+namespace fastloss {
+
+FL_HD float exp(float x) { return ::expf(x); }
+FL_HD double exp(double x) { return ::exp(x); }
+FL_HD float log(float x) { return ::logf(x); }
+FL_HD double log(double x) { return ::log(x); }
+FL_HD float log1p(float x) { return ::log1pf(x); }
+FL_HD double log1p(double x) { return ::log1p(x); }
+FL_HD float expm1(float x) { return ::expm1f(x); }
+FL_HD double expm1(double x) { return ::expm1(x); }
+FL_HD float tanh(float x) { return ::tanhf(x); }
+FL_HD double tanh(double x) { return ::tanh(x); }
+
+// The larger of the two; a when b is NaN.
+FL_HD float larger(float a, float b) { return b > a ? b : a; }
+FL_HD double larger(double a, double b) { return b > a ? b : a; }
+
+FL_HD bool less(float a, float b) { return a < b; }
+FL_HD bool less(double a, double b) { return a < b; }
+FL_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
+FL_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+// A value and its derivative with respect to the functor's argument; the compiler drops the unused half.
+template <class V>
+struct Slope {
+  V value, derivative;
+};
+
+// log(1 - exp(x)) for x <= 0 without cancellation: Maechler 2012, equation 7.
+template <class V>
+FL_HD V log1mexp(V x) {
+  return select(less(V(-0.6931471805599453), x), log(V(0) - expm1(x)), log1p(V(0) - exp(x)));
+}
+
+}  // namespace fastloss

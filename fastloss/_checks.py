@@ -1,0 +1,130 @@
+"""Argument checks: torch's exception types, messages that name what was wanted and what came. No check reads a GPU tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def reduction_from_legacy(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """torch's handling of the two deprecated arguments, warning included."""
+    if size_average is None and reduce is None:
+        return reduction
+    return torch.nn._reduction.legacy_get_string(size_average, reduce)
+
+
+def row(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    code: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    empty: str,
+) -> tuple[bool, bool, torch.dtype]:
+    """Check the arguments of a row loss; gives (has a batch dimension, class probabilities, dtype of the loss)."""
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        which, value = ("input", input) if not isinstance(input, Tensor) else ("target", target)
+        raise TypeError(f"{name}: {which} must be a Tensor, got {type(value).__name__}")
+    if code < 0:
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
+    dtype = input.dtype
+    if dtype not in FLOATING:
+        raise NotImplementedError(f"{name}: input must be float32, float64, bfloat16 or float16, got {dtype}")
+    if type(ignore_index) is not int and not isinstance(ignore_index, (int, torch.SymInt)):
+        raise TypeError(f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise RuntimeError(f"{name}: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{name}: softcap must be positive or None, got {softcap}")
+    if empty != "nan" and empty != "zero":
+        raise ValueError(f"{name}: empty must be 'nan' (torch's mean of nothing) or 'zero', got {empty!r}")
+    if target.device != input.device or (weight is not None and isinstance(weight, Tensor) and weight.device != input.device):
+        which, other = ("target", target) if target.device != input.device else ("weight", weight)
+        raise RuntimeError(f"{name}: expected all tensors on one device, but input is on {input.device} and {which} on {other.device}")
+
+    dims = input.dim()
+    if dims == 0:
+        raise ValueError(f"{name}: expected input of 1 or more dimensions (C), (N, C) or (N, C, d1, ...), got 0")
+    batched = dims > 1
+    classes = input.shape[1 if batched else 0]
+    soft = target.is_floating_point() and target.shape == input.shape
+    if soft:
+        if ignore_index >= 0:
+            raise RuntimeError(f"{name}: ignore_index is not supported for floating point target, got ignore_index={ignore_index}")
+        dtype = torch.promote_types(dtype, target.dtype)
+    else:
+        _index_target(name, input, target)
+    if weight is not None:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{name}: weight must be a Tensor, got {type(weight).__name__}")
+        if weight.dim() != 1 or weight.shape[0] != classes:
+            raise RuntimeError(
+                f"{name}: weight tensor should be defined either for all {classes} classes or no classes "
+                f"but got weight tensor of shape: {list(weight.shape)}"
+            )
+        if not weight.is_floating_point():
+            raise RuntimeError(f"{name}: weight must be floating point, got {weight.dtype}")
+    if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
+        return batched, soft, torch.float32  # autocast's rule for losses
+    if weight is not None and weight.dtype != dtype:
+        if not soft:
+            raise RuntimeError(f"{name}: expected weight of input's dtype {dtype}, but found {weight.dtype}")
+        dtype = torch.promote_types(dtype, weight.dtype)
+    return batched, soft, dtype
+
+
+def _index_target(name: str, input: Tensor, target: Tensor) -> None:
+    dims = input.dim()
+    if target.dtype != torch.int64 and target.dtype != torch.uint8:
+        wanted = f"class indices, or class probabilities of input's shape {tuple(input.shape)}"
+        raise RuntimeError(
+            f"{name}: expected target dtype to be Long or Byte ({wanted}), but got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    if dims == 1:
+        if target.dim() > 1 or target.numel() != 1:
+            raise ValueError(f"{name}: for 1D input, target must be 0D or 1D of size 1, but got target size: {list(target.shape)}")
+        return
+    if target.dim() > 0 and target.shape[0] != input.shape[0]:
+        raise ValueError(f"{name}: expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})")
+    wanted = input.shape[:1] + input.shape[2:]
+    if target.shape != wanted:
+        raise RuntimeError(
+            f"{name}: expected target size {list(wanted)} for input of shape {list(input.shape)}, got {list(target.shape)}"
+        )
+
+
+def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise IndexError for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
+    if (
+        target.device.type != "cpu"
+        or type(target) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if bad.any():
+        raise IndexError(
+            f"{name}: Target {target[bad][0].item()} is out of bounds: wanted 0 <= target < {classes} or ignore_index={ignore_index}"
+        )
+
+
+def may_overwrite(name: str, input: Tensor) -> None:
+    """Raise when ``inplace=True`` would destroy something that somebody else can see."""
+    if input.is_leaf and input.requires_grad:
+        raise RuntimeError(
+            f"{name}: inplace=True would overwrite a leaf tensor that requires grad; pass the result of an operation, such as a model's output"
+        )
+    if torch._debug_has_internal_overlap(input) == 1:
+        raise RuntimeError(
+            f"{name}: inplace=True needs an input whose elements do not share memory, got strides {tuple(input.stride())} "
+            f"for shape {tuple(input.shape)}; pass input.contiguous()"
+        )

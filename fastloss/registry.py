@@ -1,0 +1,53 @@
+"""The registry of losses: tests, fuzzing, benchmarks, documentation and `torch.nn` modules iterate over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the library knows about one loss.
+
+    Args:
+        name: stem used everywhere: functor key in every backend, test id, benchmark row.
+        engine: the engine that runs it (``"row"``).
+        function: the public function.
+        point: the value as a function of the log-probability (and the parameters), in plain torch.
+        formula: one line of mathematics for tables.
+        source: author, year, equation.
+        params: functor parameters in order, each with the range of values that it accepts.
+        torch: name of the same function in ``torch.nn.functional``, if torch has it.
+        soft_targets: whether class probabilities are accepted as targets.
+        smoothing: whether ``label_smoothing`` is accepted.
+        logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
+    """
+
+    name: str
+    engine: str
+    function: Callable
+    point: Callable
+    formula: str
+    source: str
+    params: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    torch: str | None = None
+    soft_targets: bool = True
+    smoothing: bool = True
+    logits: bool = True
+
+
+LOSSES: dict[str, Loss] = {}
+
+
+def register(engine: str, *, name: str | None = None, **about) -> Callable[[Callable], Callable]:
+    """Decorator that enters a public loss function into :data:`LOSSES`."""
+
+    def enter(function: Callable) -> Callable:
+        stem = name or function.__name__.removesuffix("_loss")
+        if stem in LOSSES:
+            raise ValueError(f"a loss named {stem!r} is already registered by {LOSSES[stem].function.__module__}")
+        LOSSES[stem] = Loss(name=stem, engine=engine, function=function, **about)
+        return function
+
+    return enter

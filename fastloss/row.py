@@ -1,0 +1,334 @@
+"""The row engine: losses that are a function of the log-softmax over the class axis.
+
+Every loss of this engine is one *point function* ``f(log_prob) -> value`` under the same machinery::
+
+    z_c  = logit_scale * x_c, or softcap * tanh(logit_scale * x_c / softcap)
+    l_c  = z_c - logsumexp(z)                        (losses on log-probabilities: l = x)
+    q    = (1 - label_smoothing) * target + label_smoothing / C
+    loss = sum_c w_c q_c f(l_c) + z_loss * logsumexp(z)**2
+
+:func:`formula` says it in plain torch: it is the `eager` backend, the oracle of the tests, and what second derivatives,
+`torch.func` and gradients to targets or weights run through. The other backends compute in two sweeps: the forward keeps
+three numbers a row (maximum, log of the sum, slope ``sum_c w_c q_c f'(l_c)``), the backward recomputes the softmax from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import _checks
+from ._backends import choose
+from .registry import LOSSES
+
+# Codes shared with csrc/row.h and kernels/row.py. "row_mean" divides by the rows that count, "mean" by their weights.
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "row_mean": 3}
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def formula(
+    point: Callable[..., Tensor],
+    params: tuple[float, ...],
+    normalise: bool,
+    input: Tensor,  # (N, C, ...)
+    target: Tensor,  # (N, ...) class indices, or input's shape
+    weight: Tensor | None,  # (C,)
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,  # 0: none
+    logit_scale: float,
+    zero_empty: bool,
+    want_lse: bool,
+    want_entropy: bool,
+    want_accuracy: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The engine's mathematics in plain torch: ``(loss, lse, entropy, accuracy)``."""
+    classes = input.shape[1]
+    soft = target.is_floating_point()
+    logits = input.to(accumulate_dtype(dtype))
+    if logit_scale != 1.0:
+        logits = logits * logit_scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    if weight is not None:
+        weight = weight.to(logits.dtype)
+        weight_row = weight.view(classes, *[1] * (input.dim() - 2))
+
+    counts = None if soft else target != ignore_index
+    # An ignored row must not reach the gradient even when it holds inf or NaN, so it is replaced before any arithmetic.
+    used = logits if soft else torch.where(counts.unsqueeze(1), logits, 0.0)
+    log_prob = torch.log_softmax(used, 1) if normalise else used
+
+    spread = target.to(logits.dtype) if soft else None  # how the target is spread over the classes
+    if soft and label_smoothing:
+        spread = spread * (1.0 - label_smoothing) + label_smoothing / classes
+    if soft:
+        rows = spread * point(log_prob, *params)
+        rows = (rows if weight is None else rows * weight_row).sum(1)
+    else:
+        index = torch.where(counts, target, 0).unsqueeze(1)
+        rows = point(log_prob.gather(1, index).squeeze(1), *params)
+        row_weight = None if weight is None else weight[index.squeeze(1)]
+        if weight is not None:
+            rows = rows * row_weight
+        if label_smoothing:
+            everywhere = point(log_prob, *params)
+            everywhere = (everywhere if weight is None else everywhere * weight_row).sum(1)
+            rows = rows * (1.0 - label_smoothing) + everywhere * (label_smoothing / classes)
+    if z_loss:
+        rows = rows + z_loss * torch.logsumexp(used, 1) ** 2
+    if not soft:
+        rows = torch.where(counts, rows, 0.0)
+
+    if reduction == REDUCTIONS["none"]:
+        loss = rows
+    else:
+        loss = rows.sum()
+        if reduction != REDUCTIONS["sum"]:
+            if soft:
+                divisor = torch.full_like(loss, rows.numel())
+            elif weight is not None and reduction == REDUCTIONS["mean"]:
+                divisor = torch.where(counts, row_weight, 0.0).sum()
+            else:
+                divisor = counts.sum().to(loss.dtype)
+            if zero_empty:
+                divisor = torch.where(divisor == 0, 1.0, divisor)
+            loss = loss / divisor
+
+    lse = torch.logsumexp(logits, 1) if want_lse else None
+    entropy = accuracy = None
+    if want_entropy:
+        shifted = torch.log_softmax(logits, 1)
+        # clamp keeps 0 * -inf out of the sum and of its gradient
+        entropy = -(shifted.exp() * shifted.clamp_min(-1e4)).sum(1)
+    if want_accuracy:
+        with torch.no_grad():
+            best = logits.amax(1)
+            index = target.argmax(1, keepdim=True) if soft else index
+            accuracy = (logits.gather(1, index).squeeze(1) >= best).to(logits.dtype)
+            if not soft:
+                accuracy = torch.where(counts, accuracy, 0.0)
+    return loss.to(dtype), lse, entropy, accuracy
+
+
+# The schema of both ops; one overload a backend, so that a trace shows which backend ran.
+_SETTINGS = (
+    "str functor, float[] params, float label_smoothing, float z_loss, float softcap, float logit_scale, int ignore_index, int reduction"
+)
+_BACKWARD = (
+    "Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_entropy, Tensor{} input, Tensor target, Tensor? weight, "
+    "Tensor stats, Tensor divisor, Tensor? entropy, " + _SETTINGS
+)
+SCHEMAS = {
+    "row_forward": f"(Tensor input, Tensor target, Tensor? weight, {_SETTINGS}, bool zero_empty, bool want_entropy, "
+    "bool want_accuracy, ScalarType dtype) -> (Tensor loss, Tensor stats, Tensor divisor, Tensor entropy, Tensor accuracy)",
+    "row_backward": f"({_BACKWARD.format('')}) -> Tensor",
+    "row_backward_": f"({_BACKWARD.format('(a!)')}) -> ()",
+}
+
+library = torch.library.Library("fastloss", "DEF")
+for _op, _schema in SCHEMAS.items():
+    for _backend in ("cpu", "triton", "cuda"):
+        library.define(f"{_op}.{_backend}{_schema}")
+
+
+def forward_outputs(input: Tensor, reduction: int, want_entropy: bool, want_accuracy: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The uninitialised outputs of ``row_forward``: loss, stats (3, rows), divisor, entropy, accuracy."""
+    accumulate = accumulate_dtype(input.dtype)
+    rows = input.numel() // input.shape[1] if input.shape[1] else input.shape[0] * (input.shape[2] if input.dim() == 3 else 1)
+    return (
+        input.new_empty((rows,) if reduction == 0 else (), dtype=dtype),
+        input.new_empty((3, rows), dtype=accumulate),
+        input.new_empty((), dtype=accumulate),
+        input.new_empty((rows if want_entropy else 0,), dtype=accumulate),
+        input.new_empty((rows if want_accuracy else 0,), dtype=accumulate),
+    )
+
+
+def _forward_fake(input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction,
+                  zero_empty, want_entropy, want_accuracy, dtype):
+    return forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
+
+
+def _backward_fake(grad_loss, grad_lse, grad_entropy, input, *_):
+    return torch.empty_like(input)
+
+
+for _backend in ("cpu", "triton", "cuda"):
+    torch.library.register_fake(f"fastloss::row_forward.{_backend}", _forward_fake, lib=library)
+    torch.library.register_fake(f"fastloss::row_backward.{_backend}", _backward_fake, lib=library)
+    torch.library.register_fake(f"fastloss::row_backward_.{_backend}", lambda *_: None, lib=library)
+
+_ops = torch.ops.fastloss
+_FORWARD = {b: getattr(_ops.row_forward, b) for b in ("cpu", "triton", "cuda")}
+_BACKWARD_OP = {b: getattr(_ops.row_backward, b) for b in ("cpu", "triton", "cuda")}
+_BACKWARD_INPLACE = {b: getattr(_ops.row_backward_, b) for b in ("cpu", "triton", "cuda")}
+
+
+class _Row(torch.autograd.Function):
+    """Forward and backward of the engine on a compiled backend. Not for torch.func: there the formula runs."""
+
+    @staticmethod
+    def forward(ctx, input, target, weight, backend, inplace, want_lse, want_entropy, want_accuracy, zero_empty, dtype, *settings):
+        loss, stats, divisor, entropy, accuracy = _FORWARD[backend](
+            input, target, weight, *settings, zero_empty, want_entropy, want_accuracy, dtype
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, stats, divisor, entropy if want_entropy else None)
+        ctx.settings = settings
+        ctx.plan = backend, inplace, zero_empty, dtype
+        ctx.mark_non_differentiable(accuracy)
+        return loss, stats[0] + stats[1] if want_lse else None, entropy if want_entropy else None, accuracy
+
+    @staticmethod
+    def backward(ctx, grad_loss, grad_lse, grad_entropy, _):
+        input, target, weight, stats, divisor, entropy = ctx.saved_tensors
+        backend, inplace, zero_empty, dtype = ctx.plan
+        _, need_target, need_weight = ctx.needs_input_grad[:3]
+        rest = (None,) * (7 + len(ctx.settings))
+        compiling = torch.compiler.is_compiling()
+        if need_target or need_weight or (torch.is_grad_enabled() and not compiling):
+            return *_formula_backward(ctx, grad_loss, grad_lse, grad_entropy), *rest
+        args = grad_loss, grad_lse, grad_entropy, input, target, weight, stats, divisor, entropy, *ctx.settings
+        if inplace and not compiling:
+            _BACKWARD_INPLACE[backend](*args)
+            torch.autograd.graph.increment_version(input)  # so that a later use of the overwritten values raises
+            return input.detach(), None, None, *rest
+        return _BACKWARD_OP[backend](*args), None, None, *rest
+
+
+def _formula_backward(ctx, *grads):
+    """Gradients to input, target and weight through :func:`formula`, differentiable again."""
+    input, target, weight, *_ = ctx.saved_tensors
+    _, _, zero_empty, dtype = ctx.plan
+    functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction = ctx.settings
+    loss = LOSSES[functor]
+    shaped = target if target.is_floating_point() or input.dim() == 2 else target.view(input.shape[0], input.shape[2])
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            t if not need else (t if create_graph else t.detach().requires_grad_())
+            for t, need in zip((input, shaped, weight), ctx.needs_input_grad[:3])
+        ]
+        value, lse, entropy, _ = formula(
+            loss.point, params, loss.logits, *leaves, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, zero_empty,
+            grads[1] is not None, grads[2] is not None, False, dtype,
+        )
+        outputs = [
+            (output.reshape(grad.shape), grad) for output, grad in zip((value, lse, entropy), grads) if grad is not None
+        ]
+    if not outputs:
+        return None, None, None
+    wanted = [leaf for leaf, need in zip(leaves, ctx.needs_input_grad) if need]
+    found = iter(
+        torch.autograd.grad([o for o, _ in outputs], wanted, [g for _, g in outputs], create_graph=create_graph, allow_unused=True)
+    )
+    return [next(found) if need else None for need in ctx.needs_input_grad[:3]]
+
+
+def canonical(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring logits to one of the two layouts that kernels sweep, without a copy wherever strides allow.
+
+    Returns ``(R, C)`` with unit stride over classes, or ``(O, C, I)`` with unit stride over ``I`` (images, transposed
+    matrices); the target as ``(R,)`` indices, or with the logits' layout.
+    """
+    soft = target.is_floating_point()
+    if input.dim() == 2:
+        if input.stride(1) == 1 or input.shape[1] == 1:
+            return input, (target.contiguous() if soft and target.stride(1) != 1 else target)
+        if input.stride(0) == 1:
+            if soft:
+                return input.t().unsqueeze(0), _unit_stride(target.t().unsqueeze(0))
+            return input.t().unsqueeze(0), target
+        return input.contiguous(), (target.contiguous() if soft else target)
+    if input.dim() > 2 and input.stride(1) == 1 and input.shape[1] > 1:
+        classes = input.shape[1]
+        rows = input.movedim(1, -1).reshape(-1, classes) if input.numel() else input.reshape(-1, classes)
+        return rows, (_unit_stride(target.movedim(1, -1).reshape(rows.shape)) if soft else target.reshape(-1))
+    outer, classes = input.shape[:2]
+    inner = input[0, 0].numel() if outer and classes else torch.Size(input.shape[2:]).numel()
+    shape = (outer, classes, inner)
+    return _unit_stride(input.reshape(shape)), (_unit_stride(target.reshape(shape)) if soft else target.reshape(-1))
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def row_loss(
+    name: str,
+    params: tuple[float, ...],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_accuracy: bool = False,
+    inplace: bool = False,
+    empty: str = "nan",
+    backend: str | None = None,
+):
+    """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back."""
+    code = REDUCTIONS.get(reduction, -1)
+    batched, soft, dtype = _checks.row(
+        name, input, target, weight, ignore_index, code, reduction, label_smoothing, z_loss, softcap, logit_scale, empty
+    )
+    backend, _ = choose(name, backend, input, target, weight)
+    if not batched:
+        input = input.unsqueeze(0)
+        target = target.unsqueeze(0) if soft or target.dim() == 0 else target
+    if not soft and target.dtype != torch.int64:
+        target = target.to(torch.int64)
+    shape = target.shape[:1] + target.shape[2:] if soft else target.shape
+    settings = label_smoothing, z_loss, softcap or 0.0, logit_scale, ignore_index, code
+    zero_empty = empty == "zero"
+
+    if backend == "eager":
+        loss = LOSSES[name]
+        if not soft:
+            _checks.labels_in_range(name, target, input.shape[1], ignore_index)
+        loss, lse, entropy, accuracy = formula(
+            loss.point, params, loss.logits, input, target, weight, ignore_index, code, label_smoothing, z_loss, softcap or 0.0,
+            logit_scale, zero_empty, return_lse, return_entropy, return_accuracy, dtype,
+        )
+    else:
+        if soft and target.dtype != input.dtype:
+            common = torch.promote_types(input.dtype, target.dtype)
+            input, target = input.to(common), target.to(common)
+        if inplace:
+            _checks.may_overwrite(name, input)
+        rows, targets = canonical(input, target)
+        if weight is not None:
+            weight = weight.to(accumulate_dtype(rows.dtype)).contiguous()
+        loss, lse, entropy, accuracy = _Row.apply(
+            rows, targets, weight, backend, inplace, return_lse, return_entropy, return_accuracy, zero_empty, dtype,
+            name, params, *settings,
+        )
+    if not batched:
+        shape = ()
+    if code == 0 and loss.shape != shape:
+        loss = loss.reshape(shape)
+    if not (return_lse or return_entropy or return_accuracy):
+        return loss
+    per_row = [
+        value.reshape(shape)
+        for value, wanted in ((lse, return_lse), (entropy, return_entropy), (accuracy, return_accuracy))
+        if wanted
+    ]
+    return loss, *per_row
