@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +48,43 @@ def cpu_extensions() -> list[Extension]:
     return extensions
 
 
+def cuda_extensions() -> list[Extension]:
+    """The kernels of csrc/cuda twice: by nvcc for CUDA tensors, and by the host compiler for CPU tensors."""
+    try:
+        import pybind11
+    except ImportError:
+        print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
+        return []
+    kernels = ROOT / "csrc/cuda/row.cu"
+    shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*HEADERS, str(kernels)]}
+    flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    emulated = Extension(
+        "fastloss._cuda_emulated", extra_compile_args=[*flags, "-DFASTLOSS_EMULATED", "-DFASTLOSS_MODULE=_cuda_emulated"], **shared
+    )
+    emulated.kernels = [os.environ.get("CXX", "c++"), *flags, "-c", "-x", "c++", str(kernels)]
+    found = [emulated]
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        print("fastloss: no nvcc on the PATH, so the cuda backend works on CPU tensors only", file=sys.stderr)
+        return found
+    native = Extension("fastloss._cuda", extra_compile_args=[*flags, "-DFASTLOSS_MODULE=_cuda"], **shared)
+    native.kernels = [nvcc, *nvcc_flags(nvcc), "-c", str(kernels)]
+    lines = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(\S+)", lines)
+    native.library_dirs = [str(Path(top.group(1)) / "lib64")] if top else []
+    native.extra_link_args = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return [*found, native]
+
+
+def nvcc_flags(nvcc: str) -> list[str]:
+    """Machine code for the three generations that the library is tuned for, as far as this nvcc knows them, and PTX for later ones."""
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    targets = [arch for arch in ("80", "90", "100") if f"compute_{arch}\n" in known]
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in targets]
+    return ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-g0,-fvisibility=hidden", "--threads=2", *codes,
+            f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
+
+
 class BuildEach(build_ext):
     """Builds extensions side by side, each with its own object files, and goes on without one that fails."""
 
@@ -58,16 +97,28 @@ class BuildEach(build_ext):
         own.__dict__.update(self.__dict__)
         own.build_temp = str(Path(self.build_temp) / extension.name)  # the same source is compiled with other flags
         try:
+            own.compile_kernels(extension)
             build_ext.build_extension(own, extension)
         except Exception as error:
             print(f"fastloss: {extension.name} is left out: {error}", file=sys.stderr)
+
+
+    def compile_kernels(self, extension):
+        """Run the extension's own compiler, which setuptools does not know, unless its object file is newer than all it is made of."""
+        if not hasattr(extension, "kernels"):
+            return
+        made = Path(self.build_temp) / "kernels.o"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        if self.force or not made.exists() or any(Path(p).stat().st_mtime > made.stat().st_mtime for p in extension.depends):
+            subprocess.run([*extension.kernels, "-o", str(made)], check=True)
+        extension.extra_objects = [str(made)]
 
 
 def extensions() -> list[Extension]:
     if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
         print("fastloss: no C++ compiler, so only the eager and triton backends are installed", file=sys.stderr)
         return []
-    return cpu_extensions()
+    return [*cpu_extensions(), *cuda_extensions()]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildEach})

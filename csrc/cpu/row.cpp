@@ -10,7 +10,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <type_traits>
 
 namespace fastloss {
@@ -21,7 +21,7 @@ using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int64_t kBlock = 2048;       // elements staged at a time: 8 kB of float
 constexpr int64_t kTileBytes = 1 << 18;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
-constexpr int64_t kMaxLanes = 512;
+constexpr int64_t kMaxLanes = 1024;
 constexpr double kTinyLog = -1e4;      // exp(kTinyLog) is 0, and 0 * kTinyLog is 0 where 0 * -inf is NaN
 
 template <class T>
@@ -60,31 +60,39 @@ inline void store(A* p, Vectorized<A> v, int64_t count) {
   else v.store(p, count);
 }
 
+// The vectors of acc that one vector of T widens to: one for float and double, two for the 16-bit types.
 template <class T>
-inline void widen(const T* from, acc_of<T>* to, int64_t n) {
-  if constexpr (std::is_same_v<T, acc_of<T>>) {
-    std::memcpy(to, from, n * sizeof(T));
+constexpr int kParts = sizeof(acc_of<T>) / sizeof(T);
+
+template <class T>
+using Parted = std::array<Vectorized<acc_of<T>>, kParts<T>>;
+
+template <class T>
+inline Parted<T> load_parts(const T* p, int64_t count) {
+  if constexpr (kParts<T> == 1) {
+    return {load(p, count)};
   } else {
-    constexpr int64_t width = Vectorized<T>::size();
-    int64_t i = 0;
-    for (; i + width <= n; i += width) {
-      const auto [low, high] = at::vec::convert_to_float<T>(Vectorized<T>::loadu(from + i));
-      low.store(to + i);
-      high.store(to + i + width / 2);
-    }
-    for (; i < n; ++i) to[i] = static_cast<float>(from[i]);
+    const auto [low, high] = at::vec::convert_to_float<T>(load(p, count));
+    return {low, high};
   }
 }
 
 template <class T>
-inline void narrow(const acc_of<T>* from, T* to, int64_t n) {
-  using V = Vectorized<float>;
-  constexpr int64_t width = Vectorized<T>::size();
-  int64_t i = 0;
-  for (; i + width <= n; i += width) {
-    at::vec::convert_from_float<T>(V::loadu(from + i), V::loadu(from + i + width / 2)).store(to + i);
-  }
-  for (; i < n; ++i) to[i] = static_cast<T>(from[i]);
+inline void store_parts(T* p, const Parted<T>& v, int64_t count) {
+  if constexpr (kParts<T> == 1) store(p, v[0], count);
+  else store(p, at::vec::convert_from_float<T>(v[0], v[1]), count);
+}
+
+template <class T>
+inline void widen(const T* from, acc_of<T>* to, int64_t n) {
+  constexpr int64_t width = Vectorized<acc_of<T>>::size();
+  each_vector<T>(n, [&](int64_t i, int64_t count) {
+    const auto parts = load_parts(from + i, count);
+    for (int k = 0; k < kParts<T>; ++k) {
+      const int64_t left = std::min(width, count - k * width);
+      if (left > 0) store(to + i + k * width, parts[k], left);
+    }
+  });
 }
 
 // What happens to a logit before the softmax, and its derivative as a function of the result.
@@ -135,11 +143,14 @@ inline A block_max(const A* z, int64_t n) {
   for (; i + 4 * width <= n; i += 4 * width) {
     for (int k = 0; k < 4; ++k) best[k] = larger(best[k], V::loadu(z + i + k * width));
   }
+  for (; i < n; i += width) {
+    const int64_t count = std::min(width, n - i);
+    best[0] = larger(best[0], V::set(V(-kInf<A>), load(z + i, count), count));
+  }
   alignas(64) A lanes[width];
   larger(larger(best[0], best[1]), larger(best[2], best[3])).store(lanes);
   A result = -kInf<A>;
   for (A lane : lanes) result = larger(result, lane);
-  for (; i < n; ++i) result = larger(result, z[i]);
   return result;
 }
 
@@ -155,7 +166,7 @@ inline A block_sum_exp(const A* z, int64_t n, A max) {
   }
   for (; i < n; i += width) {
     const int64_t count = std::min(width, n - i);
-    sums[0] = sums[0] + V::set(V(0), exp(V::loadu(z + i, count) - shift), count);
+    sums[0] = sums[0] + V::set(V(0), exp(load(z + i, count) - shift), count);
   }
   return horizontal_sum(sums[0] + sums[1]);
 }
@@ -174,12 +185,20 @@ struct Row {
   A keep;          // 1 - label_smoothing: what remains of the target
   bool spread;     // every class has a target share, so that a sweep over f is needed
   bool extras;     // the backward needs more than p * coefficient
+  bool per_row;    // the loss has an upstream gradient a row
+  A shared_loss = 0;  // otherwise: the one upstream gradient, over the divisor of a mean
 
   explicit Row(const RowCall& call)
       : c(call), input(static_cast<const T*>(call.input)), weight(static_cast<const A*>(call.weight)), transform(call),
         smooth(call.label_smoothing / std::max<int64_t>(call.classes, 1)), keep(1 - call.label_smoothing),
         spread(kSoft || call.label_smoothing != 0),
-        extras(spread || call.grad_entropy || !transform.identity()) {}
+        extras(spread || call.grad_entropy || !transform.identity()),
+        per_row(static_cast<Reduction>(call.reduction) == Reduction::kNone) {
+    if (call.grad_loss && !per_row) {
+      shared_loss = *static_cast<const A*>(call.grad_loss);
+      if (static_cast<Reduction>(call.reduction) != Reduction::kSum) shared_loss /= *static_cast<const A*>(call.divisor);
+    }
+  }
 
   const T* at(int64_t outer, int64_t inner) const { return input + outer * c.outer_stride + inner; }
   const T* probabilities(int64_t outer, int64_t inner) const {
@@ -320,7 +339,11 @@ struct Row {
       std::fill(max, max + lanes, -kInf<A>);
       for (int64_t k = 0; k < c.classes; ++k) {
         const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
-        each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(max + j, larger(load(max + j, n), load(z + j, n)), n); });
+        const T* next = logits + (k + 1) * c.class_stride;  // hardware prefetchers stop at a page, and classes lie pages apart
+        each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+          if (k + 1 < c.classes) __builtin_prefetch(next + j);
+          store(max + j, larger(load(max + j, n), load(z + j, n)), n);
+        });
       }
       for (int64_t k = 0; k < c.classes; ++k) {
         const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
@@ -374,13 +397,18 @@ struct Row {
     }
   };
 
-  // What the gradient of one row needs, in W = A, or in W = V for a vector of rows.
+  // What the gradient of one row needs: W is A, or V for a vector of one row or of neighbouring rows.
   template <class W>
   struct Coefficients {
     W max, log_sum, inverse_sum;
     W probability;     // times p_c
     W loss;            // upstream gradient of the row's loss
     W entropy, level;  // upstream gradient of the entropy, and the entropy
+
+    template <class To, class Convert>
+    Coefficients<To> map(const Convert& convert) const {
+      return {convert(max), convert(log_sum), convert(inverse_sum), convert(probability), convert(loss), convert(entropy), convert(level)};
+    }
   };
 
   // Gradient of one logit but for an index target's share, before the transform's derivative.
@@ -403,22 +431,17 @@ struct Row {
 
   A upstream(const void* gradients, int64_t row) const { return gradients ? static_cast<const A*>(gradients)[row] : A(0); }
 
+  // All but inverse_sum, which neighbouring rows compute together.
   Coefficients<A> coefficients(int64_t row) const {
     const A max = static_cast<const A*>(c.max)[row], log_sum = static_cast<const A*>(c.log_sum)[row];
-    const auto reduction = static_cast<Reduction>(c.reduction);
+    A loss = 0, probability = upstream(c.grad_lse, row);
     // An ignored row's share is 0 even where the divisor is 0 and the upstream gradient over it is no number.
-    A loss = 0;
     if (c.grad_loss && counts(row)) {
-      loss = static_cast<const A*>(c.grad_loss)[reduction == Reduction::kNone ? row : 0];
-      if (reduction == Reduction::kMean || reduction == Reduction::kRowMean) loss /= *static_cast<const A*>(c.divisor);
-    }
-    A probability = upstream(c.grad_lse, row);
-    if (c.grad_loss && counts(row)) {
+      loss = per_row ? static_cast<const A*>(c.grad_loss)[row] : shared_loss;
       probability -= loss * static_cast<const A*>(c.slope)[row];
       if (c.z_loss != 0) probability += loss * static_cast<A>(2 * c.z_loss) * (max + log_sum);
     }
-    const A level = c.grad_entropy ? static_cast<const A*>(c.entropy)[row] : A(0);
-    return {max, log_sum, exp(-log_sum), probability, loss, upstream(c.grad_entropy, row), level};
+    return {max, log_sum, A(0), probability, loss, upstream(c.grad_entropy, row), c.grad_entropy ? static_cast<const A*>(c.entropy)[row] : A(0)};
   }
 
   // A row without any upstream gradient is 0, whatever it holds.
@@ -426,87 +449,86 @@ struct Row {
     return !(c.grad_loss && counts(row)) && k.probability == 0 && k.entropy == 0;
   }
 
-  // The gradient at an index target, share included, in full precision: it is rounded once.
-  A at_label(A z, int64_t y, const Coefficients<A>& k) const {
-    const A base = gradient(z, A(0), class_weight(y), k);
-    const A share = (spread ? keep : A(1)) * class_weight(y) * F::eval((z - k.max) - k.log_sum, c.params).derivative;
-    return base + k.loss * share * transform.derivative(z);
+  // Add an index target's share to the gradient at the label. A 16-bit gradient is computed anew, so that it is rounded once.
+  void add_label(T* grad, A z, int64_t y, const Coefficients<A>& k) const {
+    const A base = kParts<T> == 1 ? static_cast<A>(*grad) : gradient(z, A(0), class_weight(y), k);
+    A share = k.loss * class_weight(y) * F::eval((z - k.max) - k.log_sum, c.params).derivative;
+    if (spread) share *= keep;
+    *grad = static_cast<T>(base + share * transform.derivative(z));
   }
 
   T* grad_at(int64_t outer, int64_t inner) const { return static_cast<T*>(c.grad) + outer * c.grad_outer_stride + inner; }
 
-  void write(T* to, const A* values, int64_t n) const {
-    if constexpr (!std::is_same_v<T, A>) narrow(values, to, n);
-  }
-
-  // Where vectors of acc may be stored directly: the gradient itself, or the block that is narrowed into it.
-  static A* direct(T* grad, A* block) {
-    if constexpr (std::is_same_v<T, A>) return grad;
-    else return block;
+  // The gradient of n logits at once. weights(i) and coefficients(i) give the vectors that belong to element i.
+  template <class Weights, class Vectors>
+  void backward_sweep(const T* logits, const T* target, T* grad, int64_t n, const Weights& weights, const Vectors& vectors) const {
+    constexpr int64_t width = V::size();
+    each_vector<T>(n, [&](int64_t i, int64_t count) {
+      auto z = load_parts(logits + i, count);
+      Parted<T> t{};
+      if constexpr (kSoft) t = load_parts(target + i, count);
+      for (int k = 0; k < kParts<T>; ++k) {
+        if (kParts<T> > 1 && k * width >= count) break;
+        const int64_t j = i + k * width, left = std::min(width, count - k * width);
+        if (extras) z[k] = transform.apply(z[k]);
+        z[k] = gradient(z[k], t[k], weights(j, left), vectors(j, left));
+      }
+      store_parts(grad + i, z, count);
+    });
   }
 
   void backward_row(int64_t row) const {
-    alignas(64) A z_block[kBlock], t_block[kBlock], g_block[kBlock];
     const T* logits = at(row, 0);
     T* grad = grad_at(row, 0);
-    const auto k = coefficients(row);
+    auto k = coefficients(row);
     if (nothing(row, k)) {
       std::fill(grad, grad + c.classes, T(0));
       return;
     }
+    k.inverse_sum = exp(-k.log_sum);
     const int64_t y = kSoft || !counts(row) ? -1 : label(row);
     const A z_label = y < 0 ? A(0) : logit(logits, y);  // read before an in-place gradient overwrites it
-    const Coefficients<V> all{V(k.max), V(k.log_sum), V(k.inverse_sum), V(k.probability), V(k.loss), V(k.entropy), V(k.level)};
-    for (int64_t i = 0; i < c.classes; i += kBlock) {
-      const int64_t n = std::min(kBlock, c.classes - i);
-      const A* z = staged(logits + i, n, z_block, transform);
-      if constexpr (kSoft) widen(probabilities(row, 0) + i, t_block, n);
-      A* to = direct(grad + i, g_block);
-      each_vector<A>(n, [&](int64_t j, int64_t count) {
-        const V g = gradient(load(z + j, count), kSoft ? load(t_block + j, count) : V(0),
-                             weight && extras ? load(weight + i + j, count) : V(1), all);
-        store(to + j, g, count);
-      });
-      write(grad + i, g_block, n);
-    }
-    if (y >= 0) grad[y] = static_cast<T>(at_label(z_label, y, k));
+    const auto all = k.template map<V>([](A x) { return V(x); });
+    backward_sweep(
+        logits, kSoft ? probabilities(row, 0) : nullptr, grad, c.classes,
+        [&](int64_t j, int64_t n) { return spread && weight ? load(weight + j, n) : V(1); }, [&](int64_t, int64_t) { return all; });
+    if (y >= 0) add_label(grad + y, z_label, y, k);
   }
 
   void backward_tile(int64_t outer, int64_t first, int64_t lanes) const {
-    alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes], g_block[kMaxLanes], z_label[kMaxLanes];
-    alignas(64) A arrays[7][kMaxLanes];
-    Coefficients<A> rows[kMaxLanes];
+    alignas(64) A fields[7][kMaxLanes];
+    alignas(64) A z_label[kMaxLanes];
+    const bool overwrites = c.grad == c.input;
     const T* logits = at(outer, first);
     T* grad = grad_at(outer, first);
     const int64_t row = outer * c.inner + first;
     bool silent = false;
     for (int64_t j = 0; j < lanes; ++j) {
-      const auto& k = rows[j] = coefficients(row + j);
+      const auto k = coefficients(row + j);
       silent |= nothing(row + j, k);
-      const A fields[7] = {k.max, k.log_sum, k.inverse_sum, k.probability, k.loss, k.entropy, k.level};
-      for (int f = 0; f < 7; ++f) arrays[f][j] = fields[f];
-      if (!kSoft && counts(row + j)) z_label[j] = logit(logits + j, label(row + j));
+      int f = 0;
+      k.template map<int>([&](A x) { return fields[f++][j] = x, 0; });
+      if (!kSoft && overwrites && counts(row + j)) z_label[j] = logit(logits + j, label(row + j));
     }
+    each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(fields[2] + j, exp(V(0) - load(fields[1] + j, n)), n); });
+    const auto vectors = [&](int64_t j, int64_t n) {
+      return Coefficients<V>{load(fields[0] + j, n), load(fields[1] + j, n), load(fields[2] + j, n), load(fields[3] + j, n),
+                             load(fields[4] + j, n), load(fields[5] + j, n), load(fields[6] + j, n)};
+    };
     for (int64_t k = 0; k < c.classes; ++k) {
-      const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
-      if constexpr (kSoft) widen(probabilities(outer, first) + k * c.target_class_stride, t_block, lanes);
-      const V weights(class_weight(k));
-      T* row_grad = grad + k * c.grad_class_stride;
-      A* to = direct(row_grad, g_block);
-      each_vector<A>(lanes, [&](int64_t j, int64_t n) {
-        V fields[7];
-        for (int f = 0; f < 7; ++f) fields[f] = load(arrays[f] + j, n);
-        const Coefficients<V> all{fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6]};
-        store(to + j, gradient(load(z + j, n), kSoft ? load(t_block + j, n) : V(0), weights, all), n);
-      });
-      write(row_grad, g_block, lanes);
+      const V w(class_weight(k));
+      backward_sweep(
+          logits + k * c.class_stride, kSoft ? probabilities(outer, first) + k * c.target_class_stride : nullptr,
+          grad + k * c.grad_class_stride, lanes, [&](int64_t, int64_t) { return w; }, vectors);
     }
     for (int64_t j = 0; j < lanes; ++j) {
-      if (silent && nothing(row + j, rows[j])) {
+      if (silent && nothing(row + j, coefficients(row + j))) {
         for (int64_t k = 0; k < c.classes; ++k) grad[k * c.grad_class_stride + j] = T(0);
       } else if (!kSoft && counts(row + j)) {
         const int64_t y = label(row + j);
-        grad[y * c.grad_class_stride + j] = static_cast<T>(at_label(z_label[j], y, rows[j]));
+        const Coefficients<A> k{fields[0][j], fields[1][j], fields[2][j], fields[3][j], fields[4][j], fields[5][j], fields[6][j]};
+        // Where the logits are still there, they are in the cache now and were not before the sweep.
+        add_label(grad + y * c.grad_class_stride + j, overwrites ? z_label[j] : logit(logits + j, y), y, k);
       }
     }
   }

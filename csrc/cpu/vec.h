@@ -33,7 +33,7 @@ inline Vectorized<double> exp(Vectorized<double> x) { return x.exp(); }
 // exp to about one unit in the last place, three times as fast as the vector library's. NaN stays NaN, results below the
 // smallest normal number are 0. Cody-Waite reduction to |r| <= ln(2)/2, then the Taylor polynomial of degree 7, whose
 // remainder there is 6e-9.
-inline Vectorized<float> exp(Vectorized<float> x) {
+[[gnu::always_inline]] inline Vectorized<float> exp(Vectorized<float> x) {
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   using V = Vectorized<float>;
   const V bounded = at::vec::clamp(x, V(-87.5f), V(89.0f));
