@@ -17,6 +17,7 @@ def reduction_from_legacy(size_average: bool | None, reduce: bool | None, reduct
 
 def row(
     name: str,
+    soft_targets: bool,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -24,9 +25,7 @@ def row(
     code: int,
     reduction: str,
     label_smoothing: float,
-    z_loss: float,
     softcap: float | None,
-    logit_scale: float,
     empty: str,
 ) -> tuple[bool, bool, torch.dtype]:
     """Check the arguments of a row loss; gives (has a batch dimension, class probabilities, dtype of the loss)."""
@@ -55,13 +54,13 @@ def row(
         raise ValueError(f"{name}: expected input of 1 or more dimensions (C), (N, C) or (N, C, d1, ...), got 0")
     batched = dims > 1
     classes = input.shape[1 if batched else 0]
-    soft = target.is_floating_point() and target.shape == input.shape
+    soft = soft_targets and target.is_floating_point() and target.shape == input.shape
     if soft:
         if ignore_index >= 0:
             raise RuntimeError(f"{name}: ignore_index is not supported for floating point target, got ignore_index={ignore_index}")
         dtype = torch.promote_types(dtype, target.dtype)
     else:
-        _index_target(name, input, target)
+        _index_target(name, soft_targets, input, target)
     if weight is not None:
         if not isinstance(weight, Tensor):
             raise TypeError(f"{name}: weight must be a Tensor, got {type(weight).__name__}")
@@ -81,13 +80,11 @@ def row(
     return batched, soft, dtype
 
 
-def _index_target(name: str, input: Tensor, target: Tensor) -> None:
+def _index_target(name: str, soft_targets: bool, input: Tensor, target: Tensor) -> None:
     dims = input.dim()
     if target.dtype != torch.int64 and target.dtype != torch.uint8:
-        wanted = f"class indices, or class probabilities of input's shape {tuple(input.shape)}"
-        raise RuntimeError(
-            f"{name}: expected target dtype to be Long or Byte ({wanted}), but got {target.dtype} of shape {tuple(target.shape)}"
-        )
+        wanted = f"Long or Byte (class indices{f', or class probabilities of shape {tuple(input.shape)}' if soft_targets else ''})"
+        raise RuntimeError(f"{name}: expected target dtype to be {wanted}, but got {target.dtype} of shape {tuple(target.shape)}")
     if dims == 1:
         if target.dim() > 1 or target.numel() != 1:
             raise ValueError(f"{name}: for 1D input, target must be 0D or 1D of size 1, but got target size: {list(target.shape)}")

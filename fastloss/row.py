@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _checks
 from ._backends import choose
@@ -286,8 +285,9 @@ def row_loss(
 ):
     """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back."""
     code = REDUCTIONS.get(reduction, -1)
+    entry = LOSSES[name]
     batched, soft, dtype = _checks.row(
-        name, input, target, weight, ignore_index, code, reduction, label_smoothing, z_loss, softcap, logit_scale, empty
+        name, entry.soft_targets, input, target, weight, ignore_index, code, reduction, label_smoothing, softcap, empty
     )
     backend, _ = choose(name, backend, input, target, weight)
     if not batched:
@@ -300,11 +300,10 @@ def row_loss(
     zero_empty = empty == "zero"
 
     if backend == "eager":
-        loss = LOSSES[name]
         if not soft:
             _checks.labels_in_range(name, target, input.shape[1], ignore_index)
         loss, lse, entropy, accuracy = formula(
-            loss.point, params, loss.logits, input, target, weight, ignore_index, code, label_smoothing, z_loss, softcap or 0.0,
+            entry.point, params, entry.logits, input, target, weight, ignore_index, code, label_smoothing, z_loss, softcap or 0.0,
             logit_scale, zero_empty, return_lse, return_entropy, return_accuracy, dtype,
         )
     else:

@@ -36,7 +36,66 @@ def cross_entropy(
     inplace: bool = False,
     empty: str = "nan",
     backend: str | None = None,
-):
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Cross-entropy between logits and class indices or class probabilities.
+
+    Drop-in for :func:`torch.nn.functional.cross_entropy`, fused forward and backward. With
+    :math:`z = \text{softcap} \tanh(\text{logit\_scale} \cdot x / \text{softcap})` (or :math:`\text{logit\_scale} \cdot x`),
+    target distribution :math:`q = (1 - \alpha) \, t + \alpha / C` and class weights :math:`w`, a row's loss in nats is
+
+    .. math:: \ell = -\sum_c w_c q_c \left(z_c - \log \sum_k e^{z_k}\right) + \text{z\_loss} \left(\log \sum_k e^{z_k}\right)^2
+
+    New memory is three numbers a row, and the gradient in the backward: neither probabilities nor a one-hot target exist.
+
+    Args:
+        input: logits; float32, float64, bfloat16 or float16, any strides.
+        target: class indices (int64 or uint8) in ``[0, C)`` or ``ignore_index``, or class probabilities of `input`'s shape.
+        weight: a weight for each class, of `input`'s dtype. Default: 1.
+        size_average, reduce: deprecated, as in torch.
+        ignore_index: target that marks a row as not counting: loss 0, gradient 0. Not with probabilities. Default: -100.
+        reduction: ``"none"``: a loss for each row; ``"sum"``; ``"mean"``: the sum over :math:`\sum_i w_{t_i}` of the rows that
+            count (indices), or over the number of rows (probabilities). Default: ``"mean"``.
+        label_smoothing: :math:`\alpha \in [0, 1]`. Default: 0.
+        z_loss: factor of the squared log-partition, added to each row that counts before the reduction. Default: 0.
+        softcap: bound on the logits' magnitude, or None. Default: None.
+        logit_scale: factor on the logits (an inverse temperature), before the softcap. Default: 1.
+        return_lse: also return :math:`\log \sum_k e^{z_k}` of each row, differentiable.
+        return_entropy: also return the entropy of each row's softmax in nats, differentiable.
+        return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
+        inplace: let the backward write the gradient over `input`'s memory. `input` must not be a leaf that requires grad, nor
+            share memory among its elements; another use of its old values after that raises, as does a second backward.
+        empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
+        backend: ``"auto"``, ``"eager"``, ``"cpu"``, ``"triton"``, ``"cuda"``; None takes :func:`fastloss.use_backend`'s choice.
+
+    Returns:
+        The loss, of `input`'s dtype (float32 under autocast). If any ``return_`` flag is set, a tuple of the loss and what was
+        asked for, in the order above, each of the target rows' shape in float32 (float64 for float64 inputs).
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`
+        - target: :math:`()`, :math:`(N)` or :math:`(N, d_1, \dots, d_K)` indices, or `input`'s shape
+        - loss: scalar, or the shape of index targets for ``reduction="none"``
+
+    Raises:
+        IndexError: a label is out of range (on a GPU the row's loss is NaN instead, since looking would synchronise).
+        ValueError: unknown reduction, backend or ``empty``; batch sizes differ; softcap not positive.
+        RuntimeError: other shapes, dtypes or devices do not fit; ``label_smoothing`` outside [0, 1]; a backend that was asked
+            for cannot run; `inplace` on an input that must not be overwritten.
+        NotImplementedError: `input` is not floating point.
+        TypeError: an argument is not a tensor.
+
+    Source:
+        torch.nn.functional.cross_entropy; label smoothing: Szegedy et al. 2016, section 7; z-loss: Chowdhery et al. 2022, section
+        5; softcap: Gemma Team 2024, section 2.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.randn(8, 32000, requires_grad=True)
+        >>> labels = torch.randint(32000, (8,))
+        >>> loss, lse = F.cross_entropy(logits, labels, label_smoothing=0.1, return_lse=True)
+        >>> loss.backward()
+    """
     reduction = reduction_from_legacy(size_average, reduce, reduction)
     return row_loss(
         "cross_entropy", (), input, target, weight, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale,
@@ -65,6 +124,37 @@ def nll_loss(
     *,
     empty: str = "nan",
     backend: str | None = None,
-):
+) -> Tensor:
+    r"""Negative log-likelihood of class indices under given log-probabilities.
+
+    Drop-in for :func:`torch.nn.functional.nll_loss`: a row's loss is :math:`\ell = -w_t x_t`.
+
+    Args:
+        input: log-probabilities; float32, float64, bfloat16 or float16, any strides.
+        target: class indices (int64 or uint8) in ``[0, C)`` or ``ignore_index``.
+        weight: a weight for each class, of `input`'s dtype. Default: 1.
+        size_average, reduce: deprecated, as in torch.
+        ignore_index: target that marks a row as not counting: loss 0, gradient 0. Default: -100.
+        reduction: ``"none"``, ``"sum"``, or ``"mean"``: the sum over :math:`\sum_i w_{t_i}` of the rows that count.
+        empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
+        backend: as for :func:`cross_entropy`.
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`
+        - target: :math:`()`, :math:`(N)` or :math:`(N, d_1, \dots, d_K)`
+        - loss: scalar, or the target's shape for ``reduction="none"``
+
+    Raises:
+        As :func:`cross_entropy`.
+
+    Source:
+        torch.nn.functional.nll_loss.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.nll_loss(torch.log_softmax(torch.zeros(2, 4), 1), torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
     reduction = reduction_from_legacy(size_average, reduce, reduction)
     return row_loss("nll", (), input, target, weight, ignore_index, reduction, empty=empty, backend=backend)
