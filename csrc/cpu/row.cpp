@@ -154,15 +154,19 @@ inline A block_max(const A* z, int64_t n) {
   return result;
 }
 
-template <class A>
-inline A block_sum_exp(const A* z, int64_t n, A max) {
+// Fetches `next` meanwhile, the memory that the sweep reads after this block: the sum is bound by arithmetic.
+template <class T, class A>
+inline A block_sum_exp(const A* z, int64_t n, A max, const T* next) {
   using V = Vectorized<A>;
   constexpr int64_t width = V::size();
   const V shift(max);
   V sums[2] = {V(0), V(0)};
   int64_t i = 0;
   for (; i + 2 * width <= n; i += 2 * width) {
-    for (int k = 0; k < 2; ++k) sums[k] = sums[k] + exp(V::loadu(z + i + k * width) - shift);
+    for (int k = 0; k < 2; ++k) {
+      __builtin_prefetch(next + i + k * width);
+      sums[k] = sums[k] + exp(V::loadu(z + i + k * width) - shift);
+    }
   }
   for (; i < n; i += width) {
     const int64_t count = std::min(width, n - i);
@@ -300,7 +304,7 @@ struct Row {
           max = best;
         }
         // NaN among -inf leaves max at -inf; (x - max) then makes the row NaN, as it should be.
-        if (max > -kInf<A>) sum += block_sum_exp(z, n, max);
+        if (max > -kInf<A>) sum += block_sum_exp(z, n, max, logits + i + n);
       }
       log_sum = log(static_cast<A>(sum));
     }
