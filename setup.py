@@ -12,7 +12,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-FLAGS = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-fno-math-errno", "-ffp-contract=fast"]
+FLAGS = [
+    "-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-fPIC", "-fno-math-errno", "-ffp-contract=fast",
+    "-Wall", "-Wno-unknown-pragmas", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+]
 INSTRUCTION_SETS = {
     "default": ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"],
     "avx2": ["-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"],
@@ -43,7 +46,8 @@ def cpu_extensions() -> list[Extension]:
     ]
     for name, flags in sets.items():
         extensions.append(
-            Extension(f"fastloss._cpu_{name}", ["csrc/cpu/row.cpp"], extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"], **shared)
+            Extension(f"fastloss._cpu_{name}", ["csrc/cpu/row.cpp"], extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"],
+                      **shared)
         )
     return extensions
 
@@ -68,7 +72,7 @@ def cuda_extensions() -> list[Extension]:
         print("fastloss: no nvcc on the PATH, so the cuda backend works on CPU tensors only", file=sys.stderr)
         return found
     native = Extension("fastloss._cuda", extra_compile_args=[*flags, "-DFASTLOSS_MODULE=_cuda"], **shared)
-    native.kernels = [nvcc, *nvcc_flags(nvcc), "-c", str(kernels)]
+    native.kernels = [nvcc, *nvcc_flags(), "-c", str(kernels)]
     lines = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
     top = re.search(r"TOP=(\S+)", lines)
     native.library_dirs = [str(Path(top.group(1)) / "lib64")] if top else []
@@ -76,13 +80,18 @@ def cuda_extensions() -> list[Extension]:
     return [*found, native]
 
 
-def nvcc_flags(nvcc: str) -> list[str]:
-    """Machine code for the three generations that the library is tuned for, as far as this nvcc knows them, and PTX for later ones."""
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-    targets = [arch for arch in ("80", "90", "100") if f"compute_{arch}\n" in known]
-    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in targets]
-    return ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-g0,-fvisibility=hidden", "--threads=2", *codes,
-            f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
+def nvcc_flags() -> list[str]:
+    """Machine code for torch's own variable TORCH_CUDA_ARCH_LIST; by default for 8.0, with PTX that drivers translate for later ones.
+
+    Each architecture costs a compilation of every kernel, which is why there is one by default.
+    """
+    codes = []
+    for item in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0+PTX").replace(";", " ").split():
+        number = item.removesuffix("+PTX").replace(".", "")
+        codes.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if item.endswith("+PTX"):
+            codes.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-g0,-fvisibility=hidden", "--threads=2", *codes]
 
 
 class BuildEach(build_ext):
@@ -101,7 +110,6 @@ class BuildEach(build_ext):
             build_ext.build_extension(own, extension)
         except Exception as error:
             print(f"fastloss: {extension.name} is left out: {error}", file=sys.stderr)
-
 
     def compile_kernels(self, extension):
         """Run the extension's own compiler, which setuptools does not know, unless its object file is newer than all it is made of."""

@@ -9,19 +9,19 @@ constexpr int kMaxParams = 4;
 
 // A loss of the row engine is a function of the log-probability l of a class, with its derivative:
 //   loss = sum_c w_c q_c f(l_c),  q the (smoothed) target distribution.
-// kNormalise: l is the log-softmax of the input; otherwise the input itself.
+// kNormalise: l is the log-softmax of the input; otherwise the input itself. Parameters come as P = float or double.
 struct CrossEntropy {
   static constexpr bool kNormalise = true;
-  template <class V>
-  FL_HD static Slope<V> eval(V l, const double*) {
+  template <class V, class P>
+  FL_HD static Slope<V> eval(V l, const P*) {
     return {V(0) - l, V(-1)};
   }
 };
 
 struct Nll {
   static constexpr bool kNormalise = false;
-  template <class V>
-  FL_HD static Slope<V> eval(V l, const double*) {
+  template <class V, class P>
+  FL_HD static Slope<V> eval(V l, const P*) {
     return {V(0) - l, V(-1)};
   }
 };

@@ -1,7 +1,8 @@
 """Loss functions for PyTorch with fused forward and backward kernels."""
 
-from . import functional
-from ._backends import current_backend, use_backend
+from . import functional, nn
+from ._backends import Explanation, current_backend, explain, use_backend
 from ._version import __version__
+from .patch import patch_torch, unpatch_torch
 
-__all__ = ["__version__", "current_backend", "functional", "use_backend"]
+__all__ = ["Explanation", "__version__", "current_backend", "explain", "functional", "nn", "patch_torch", "unpatch_torch", "use_backend"]

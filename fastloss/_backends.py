@@ -84,7 +84,8 @@ def _settled(function: Callable) -> Callable:
         return cached(*args)
 
     lookup.cache_clear = cached.cache_clear
-    return torch.compiler.assume_constant_result(lookup)
+    lookup._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which imports Dynamo: 3 s at every start
+    return lookup
 
 
 @functools.cache
@@ -119,12 +120,14 @@ def unavailable(backend: str, device: str) -> str | None:
             return f"Triton did not import ({reason}); pip install triton"
         if device == "cpu" and not interpreting():
             return "Triton kernels run on GPU tensors; for CPU tensors set TRITON_INTERPRET=1 before the first import of triton"
+        if device not in ("cpu", "cuda", "xpu"):
+            return f"the triton backend works on CUDA, ROCm and XPU tensors, got {device} tensors"
         return None
     if device == "cuda":
-        reason = _load("fastloss._cuda")
+        reason = _load("fastloss._cuda") or _load("fastloss.cuda")
         return reason and f"the CUDA extension did not load ({reason}); reinstall with nvcc on the PATH"
     if device == "cpu":
-        reason = _load("fastloss._cuda_emulated")
+        reason = _load("fastloss._cuda_emulated") or _load("fastloss.cuda")
         return reason and f"the emulated CUDA extension did not load ({reason}); reinstall with a C++ compiler present"
     return f"the cuda backend works on CUDA tensors, got {device} tensors"
 

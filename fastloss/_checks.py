@@ -71,7 +71,7 @@ def row(
             )
         if not weight.is_floating_point():
             raise RuntimeError(f"{name}: weight must be floating point, got {weight.dtype}")
-    if torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
+    if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
         return batched, soft, torch.float32  # autocast's rule for losses
     if weight is not None and weight.dtype != dtype:
         if not soft:

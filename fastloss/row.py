@@ -14,10 +14,12 @@ three numbers a row (maximum, log of the sum, slope ``sum_c w_c q_c f'(l_c)``), 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _checks
 from ._backends import choose
@@ -54,18 +56,20 @@ def formula(
     """The engine's mathematics in plain torch: ``(loss, lse, entropy, accuracy)``."""
     classes = input.shape[1]
     soft = target.is_floating_point()
-    logits = input.to(accumulate_dtype(dtype))
-    if logit_scale != 1.0:
-        logits = logits * logit_scale
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
+    input = input.to(accumulate_dtype(dtype))
+
+    def transform(x: Tensor) -> Tensor:
+        x = x if logit_scale == 1.0 else x * logit_scale
+        return softcap * torch.tanh(x / softcap) if softcap else x
+
+    counts = None if soft else target != ignore_index
+    # An ignored row must not reach the gradient even when it holds inf or NaN, so it is replaced before any arithmetic.
+    used = transform(input if soft else torch.where(counts.unsqueeze(1), input, 0.0))
+    logits = transform(input) if want_lse or want_entropy or want_accuracy else used
     if weight is not None:
         weight = weight.to(logits.dtype)
         weight_row = weight.view(classes, *[1] * (input.dim() - 2))
 
-    counts = None if soft else target != ignore_index
-    # An ignored row must not reach the gradient even when it holds inf or NaN, so it is replaced before any arithmetic.
-    used = logits if soft else torch.where(counts.unsqueeze(1), logits, 0.0)
     log_prob = torch.log_softmax(used, 1) if normalise else used
 
     spread = target.to(logits.dtype) if soft else None  # how the target is spread over the classes
@@ -264,6 +268,14 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _overridden(name: str, params: tuple[float, ...], input: Tensor, target: Tensor, **options):
+    """Hand the call of the public function to the ``__torch_function__`` of its tensors."""
+    loss = LOSSES[name]
+    taken = inspect.signature(loss.function).parameters
+    named = {option: value for option, value in (dict(zip(loss.params, params)) | options).items() if option in taken}
+    return handle_torch_function(loss.function, (input, target, named["weight"]), input, target, **named)
+
+
 def row_loss(
     name: str,
     params: tuple[float, ...],
@@ -284,6 +296,12 @@ def row_loss(
     backend: str | None = None,
 ):
     """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back."""
+    if has_torch_function_variadic(input, target, weight):
+        return _overridden(
+            name, params, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+            z_loss=z_loss, softcap=softcap, logit_scale=logit_scale, return_lse=return_lse, return_entropy=return_entropy,
+            return_accuracy=return_accuracy, inplace=inplace, empty=empty, backend=backend,
+        )
     code = REDUCTIONS.get(reduction, -1)
     entry = LOSSES[name]
     batched, soft, dtype = _checks.row(

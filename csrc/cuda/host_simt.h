@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the host: one fibre per thread of a block, so that barriers, shuffles and shared memory keep their
 // meaning while the code is an ordinary C++ function that a debugger or a sanitizer understands.
 //
-// Blocks run one after the other. Between two synchronisation points the fibres run one at a time in a random order, which
-// shows a missing barrier as a result that changes with the order; a barrier or shuffle that some threads of the block or
-// warp do not reach is an error. Only what this library's kernels use is here: one-dimensional grids, full-warp shuffles.
+// Blocks run one after the other. Between two synchronisation points the fibres run one at a time, warps and their lanes in a
+// random order, which shows a missing barrier as a result that changes with the order; a barrier or shuffle that some threads
+// of the block or warp do not reach is an error. Only what this library's kernels use is here: one-dimensional grids, full-warp shuffles.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // its longjmp refuses to leave a stack for another
@@ -16,6 +16,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -29,7 +30,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static thread_local
 
 struct SimtIndex {
@@ -41,6 +42,7 @@ namespace fastloss::simt {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kStaggerBytes = 17 * 64;  // else the tops of all stacks would share one set of the cache
 
 // Seeds the order in which fibres and blocks run; 0 runs them in their natural order.
 inline std::atomic<uint64_t> order_seed{1};
@@ -54,10 +56,10 @@ class Block {
     body_ = [](void* context) { (*static_cast<Body*>(context))(); };
     context_ = &body;
     random_ = order_seed.load();
+    for (unsigned lane = 0; lane < kWarp; ++lane) lanes_[lane] = lane;
     blockDim.x = threads;
     gridDim.x = blocks;
-    std::vector<unsigned> order(blocks);
-    for (unsigned i = 0; i < blocks; ++i) order[i] = i;
+    std::vector<unsigned> order = count_to(blocks);
     shuffle(order);
     for (unsigned block : order) {
       blockIdx.x = block;
@@ -95,39 +97,50 @@ class Block {
 
   struct Warp {
     uint64_t slots[2][kWarp];
+    bool ready;  // all of its threads can go on
   };
 
   void run(unsigned threads) {
     while (fibres_.size() < threads) fibres_.push_back(std::make_unique<Fibre>());
-    warps_.resize((threads + kWarp - 1) / kWarp);
-    ready_.clear();
-    for (unsigned thread = 0; thread < threads; ++thread) {
-      fibres_[thread]->waiting = Waiting::kNothing;
-      fibres_[thread]->exchanges = 0;
-      ready_.push_back(thread);
-    }
-    while (!ready_.empty()) {
-      shuffle(ready_);
-      for (unsigned thread : ready_) enter(thread);
+    for (unsigned thread = 0; thread < threads; ++thread) fibres_[thread]->exchanges = 0;
+    warps_.resize(threads / kWarp);
+    for (Warp& warp : warps_) warp.ready = true;
+    for (size_t current = 0;;) {
+      current = next(current);
+      if (current == warps_.size()) {
+        if (all_wait(Waiting::kEnd, 0, threads)) return;
+        if (!all_wait(Waiting::kBarrier, 0, threads)) diverged(threads);
+        for (Warp& warp : warps_) warp.ready = true;
+        continue;
+      }
+      const unsigned first = static_cast<unsigned>(current) * kWarp;
+      shuffle(lanes_);
+      for (unsigned lane : lanes_) enter(first + lane);
       if (failure_) {
         fibres_.clear();  // the others stay where they are for ever
         std::rethrow_exception(std::exchange(failure_, nullptr));
       }
-      ready_.clear();
-      for (unsigned first = 0; first < threads; first += kWarp) release(Waiting::kShuffle, first, first + kWarp);
-      if (ready_.empty()) release(Waiting::kBarrier, 0, threads);
-      if (ready_.empty()) release(Waiting::kEnd, 0, threads);
-      if (ready_.empty()) diverged(threads);
-      if (fibres_[ready_[0]]->waiting == Waiting::kEnd) return;
+      warps_[current].ready = all_wait(Waiting::kShuffle, first, first + kWarp);
     }
   }
 
-  // Make these threads ready if all of them wait for the same thing at the same place.
-  void release(Waiting what, unsigned begin, unsigned end) {
-    for (unsigned thread = begin; thread < end; ++thread) {
-      if (fibres_[thread]->waiting != what || fibres_[thread]->line != fibres_[begin]->line) return;
+  // The warp to run next, or their number if none can. Most often the same again: a warp that gets far ahead of the others
+  // shows shared memory that is written before everyone has read it.
+  size_t next(size_t current) {
+    if (current < warps_.size() && warps_[current].ready && random(8) != 0) return current;
+    const size_t begin = random(warps_.size());
+    for (size_t i = 0; i < warps_.size(); ++i) {
+      const size_t warp = (begin + i) % warps_.size();
+      if (warps_[warp].ready) return warp;
     }
-    for (unsigned thread = begin; thread < end; ++thread) ready_.push_back(thread);
+    return warps_.size();
+  }
+
+  bool all_wait(Waiting what, unsigned begin, unsigned end) const {
+    for (unsigned thread = begin; thread < end; ++thread) {
+      if (fibres_[thread]->waiting != what || fibres_[thread]->line != fibres_[begin]->line) return false;
+    }
+    return true;
   }
 
   [[noreturn]] void diverged(unsigned threads) {
@@ -158,7 +171,7 @@ class Block {
       fibre.entered = true;
       getcontext(&fibre.start);
       fibre.start.uc_stack.ss_sp = fibre.stack.get();
-      fibre.start.uc_stack.ss_size = kStackBytes;
+      fibre.start.uc_stack.ss_size = kStackBytes - thread % 32 * kStaggerBytes;
       fibre.start.uc_link = nullptr;
       makecontext(&fibre.start, &Block::main, 0);
       setcontext(&fibre.start);
@@ -189,12 +202,21 @@ class Block {
   // The life of a fibre: one thread of a block after the other.
   static void main();
 
+  static std::vector<unsigned> count_to(unsigned end) {
+    std::vector<unsigned> numbers(end);
+    std::iota(numbers.begin(), numbers.end(), 0u);
+    return numbers;
+  }
+
+  size_t random(size_t below) {
+    if (random_ == 0) return 0;
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return (random_ >> 33) % below;
+  }
+
   void shuffle(std::vector<unsigned>& order) {
     if (random_ == 0) return;
-    for (size_t i = order.size(); i > 1; --i) {
-      random_ = random_ * 6364136223846793005u + 1442695040888963407u;
-      std::swap(order[i - 1], order[(random_ >> 33) % i]);
-    }
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random(i)]);
   }
 
   void (*body_)(void*) = nullptr;
@@ -202,7 +224,7 @@ class Block {
   uint64_t random_ = 0;
   std::vector<std::unique_ptr<Fibre>> fibres_;  // kept between blocks and launches
   std::vector<Warp> warps_;
-  std::vector<unsigned> ready_;
+  std::vector<unsigned> lanes_ = count_to(kWarp);
   std::exception_ptr failure_;
   jmp_buf scheduler_;
   void* shadow_ = nullptr;

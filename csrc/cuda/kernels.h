@@ -7,18 +7,17 @@ namespace fastloss {
 
 enum class Scalar : int { kFloat, kDouble, kBFloat16, kHalf };
 
-// Blocks of a grid at most, so that the partial sums of a forward have a known size.
-constexpr int64_t kMaxBlocks = 2048;
-
 struct RowLaunch {
   const char* functor;
   Scalar scalar;
   bool soft;         // targets are probabilities
   void* loss;        // Forward with a reduction: the scalar result, of type loss_scalar. Reduction::kNone writes call.row_loss.
   Scalar loss_scalar;
-  void* partial;     // forward: acc, 2 * kMaxBlocks entries of scratch
+  void* partial;     // forward: acc, 2 * max_blocks() entries of scratch
   void* stream;
 };
+
+int64_t max_blocks();
 
 // Both throw std::runtime_error with the driver's words when a launch fails.
 void row_forward(const RowCall& call, const RowLaunch& launch);

@@ -1,80 +1,11 @@
 // The row engine on CUDA devices; compiled by the host compiler, host_simt.h runs the same kernels on CPU tensors.
 //
-// A row belongs to a group of lanes: a warp or a block where classes are contiguous, one thread where neighbouring rows are
-// (loads are then coalesced over the rows). Both are a Layout; the kernels are written once over it. Each block leaves one
-// partial sum, which a last block adds in a fixed order: the same bits from run to run.
+// Each block leaves one partial sum of losses, and a last block adds these in a fixed order: the same bits from run to run.
 #include "kernels.h"
-
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstring>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-#else
-#include <type_traits>
-
-#include "host_simt.h"
-#endif
+#include "sweep.h"
 
 namespace fastloss {
 namespace {
-
-#if defined(__CUDACC__)
-constexpr int kThreads = 256;
-constexpr int64_t kWarpPacks = 128;  // rows of up to this many 16-byte packs are swept by one warp
-#else
-constexpr int kThreads = 64;  // every thread is a fibre
-constexpr int64_t kWarpPacks = 12;
-#endif
-constexpr int kLanes = 32;
-constexpr int kStep = 8;  // classes that a thread of the strided layout has in flight
-constexpr unsigned kWholeWarp = 0xffffffffu;
-
-template <class T>
-using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ void narrow(double x, double& to) { to = x; }
-__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
-__device__ __forceinline__ void narrow(float x, __half& to) { to = __float2half_rn(x); }
-
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kCount = 16 / sizeof(T);
-  T values[kCount];
-};
-
-__device__ __forceinline__ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-template <class T>
-__device__ __forceinline__ void load_pack(const T* from, Pack<T>& to) {
-#if defined(__CUDACC__)
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
-  memcpy(&to, &raw, 16);
-#else
-  simt::require_aligned(from, 16);
-  std::memcpy(&to, from, 16);
-#endif
-}
-
-template <class T>
-__device__ __forceinline__ void store_pack(T* to, const Pack<T>& from) {
-#if defined(__CUDACC__)
-  uint4 raw;
-  memcpy(&raw, &from, 16);
-  *reinterpret_cast<uint4*>(to) = raw;
-#else
-  simt::require_aligned(to, 16);
-  std::memcpy(to, &from, 16);
-#endif
-}
 
 // The settings of a call in the kernel's own precision: single-precision kernels never touch a double.
 template <class A>
@@ -87,240 +18,6 @@ struct Settings {
   A* partial;
 };
 
-// Compensated sum: the error does not grow with the number of terms.
-template <class A>
-struct Sum {
-  A high, low;
-
-  __device__ void add(A x) {
-    const A sum = high + x;
-    const A back = sum - high;
-    low += (high - (sum - back)) + (x - back);
-    high = sum;
-  }
-  // An infinite sum has a NaN for its error.
-  __device__ A total() const { return low - low == A(0) ? high + low : high; }
-};
-
-// Running maximum and sum of exp(z - max). Minus infinity counts for nothing, also while nothing else was seen; NaN and plus
-// infinity make the sum NaN.
-template <class A>
-struct Online {
-  A max;
-  Sum<A> sum;
-
-  template <int N>
-  __device__ void add(const A (&z)[N]) {
-    A top = max;
-    for (int i = 0; i < N; ++i) top = maximum(top, z[i]);
-    const A shift = finite_shift(top);
-    if (top != max) {
-      const A shrink = exp(max - shift);
-      sum.high *= shrink;
-      sum.low *= shrink;
-      max = top;
-    }
-    A part = A(0);
-    for (int i = 0; i < N; ++i) part += exp(z[i] - shift);
-    sum.add(part);
-  }
-  __device__ void merge(const Online& other) {
-    const A top = maximum(max, other.max), shift = finite_shift(top);
-    const A mine = exp(max - shift), its = exp(other.max - shift);
-    sum = {sum.total() * mine + other.sum.total() * its, A(0)};
-    max = top;
-  }
-  __device__ static A finite_shift(A top) { return top == A(-INFINITY) ? A(0) : top; }
-};
-
-// The first of the largest, where NaN is larger than any number.
-template <class A>
-struct Best {
-  A value;
-  int64_t index;
-
-  __device__ void merge(const Best& other) {
-    const bool larger = other.value > value || (other.value != other.value && value == value);
-    const bool equal = other.value == value || (other.value != other.value && value != value);
-    if (larger || (equal && other.index < index)) *this = other;
-  }
-};
-
-template <class A>
-struct Terms {
-  A loss, slope, entropy;
-
-  __device__ void merge(const Terms& other) {
-    loss += other.loss;
-    slope += other.slope;
-    entropy += other.entropy;
-  }
-};
-
-template <class S, class Shuffle>
-__device__ __forceinline__ S shuffled(const S& value, Shuffle shuffle) {
-  uint32_t words[sizeof(S) / 4];
-  memcpy(words, &value, sizeof(S));
-#pragma unroll
-  for (uint32_t& word : words) word = shuffle(word);
-  S result;
-  memcpy(&result, words, sizeof(S));
-  return result;
-}
-
-template <class S>
-__device__ __forceinline__ S reduce_warp(S value) {
-#pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    value.merge(shuffled(value, [&](uint32_t word) { return __shfl_xor_sync(kWholeWarp, word, distance); }));
-  }
-  // Lanes merged in different orders and may differ in the last bit.
-  return shuffled(value, [](uint32_t word) { return __shfl_sync(kWholeWarp, word, 0); });
-}
-
-// Every thread of the block must come here, and all get the same value.
-template <class S>
-__device__ __forceinline__ S reduce_block(S value) {
-  __shared__ S parts[kThreads / kLanes];
-  value = reduce_warp(value);
-  if (threadIdx.x % kLanes == 0) parts[threadIdx.x / kLanes] = value;
-  __syncthreads();
-  value = parts[0];
-  for (unsigned warp = 1; warp < blockDim.x / kLanes; ++warp) value.merge(parts[warp]);
-  __syncthreads();  // before the next reduction overwrites parts
-  return value;
-}
-
-// A few neighbouring classes of one row.
-template <class A, int N>
-struct Chunk {
-  static constexpr int kCount = N;
-  int64_t first;
-  A values[N];
-};
-
-struct Contiguous {
-  static constexpr bool kInner = false;
-  int lane, lanes;
-
-  __device__ explicit Contiguous(int lanes) : lane(threadIdx.x % lanes), lanes(lanes) {}
-
-  template <class S>
-  __device__ S reduce(S value) const {
-    return lanes == kLanes ? reduce_warp(value) : reduce_block(value);
-  }
-
-  template <class T, class A, int N>
-  __device__ static void load(const T* row, int64_t, int64_t first, A (&values)[N]) {
-    if constexpr (N == Pack<T>::kCount) {
-      if (aligned(row + first)) {
-        Pack<T> pack;
-        load_pack(row + first, pack);
-        for (int i = 0; i < N; ++i) values[i] = widen(pack.values[i]);
-        return;
-      }
-    }
-    for (int i = 0; i < N; ++i) values[i] = widen(row[first + i]);
-  }
-
-  template <class T, class A, int N>
-  __device__ static void store(T* row, int64_t, int64_t first, const A (&values)[N]) {
-    if constexpr (N == Pack<T>::kCount) {
-      if (aligned(row + first)) {
-        Pack<T> pack;
-        for (int i = 0; i < N; ++i) narrow(values[i], pack.values[i]);
-        store_pack(row + first, pack);
-        return;
-      }
-    }
-    for (int i = 0; i < N; ++i) narrow(values[i], row[first + i]);
-  }
-
-  // visit(chunk) for all classes of the row that are this lane's; wanted(first, count) tells whether to read them.
-  template <class T, class Wanted, class Visit>
-  __device__ void sweep(const T* row, int64_t, int64_t classes, Wanted wanted, Visit visit) const {
-    using A = AccOf<T>;
-    constexpr int kCount = Pack<T>::kCount;
-    const int64_t to_boundary = (16 - reinterpret_cast<uintptr_t>(row) % 16) % 16 / sizeof(T);
-    const int64_t head = to_boundary < classes ? to_boundary : classes;
-    const int64_t packs = (classes - head) / kCount, tail = head + packs * kCount;
-
-    // The next pack is on its way while this one is worked on.
-    Pack<T> next{};
-    if (lane < packs && wanted(head + int64_t(lane) * kCount, kCount)) load_pack(row + head + int64_t(lane) * kCount, next);
-#pragma unroll 1
-    for (int64_t pack = lane; pack < packs; pack += lanes) {
-      Chunk<A, kCount> chunk{head + pack * kCount, {}};
-      for (int i = 0; i < kCount; ++i) chunk.values[i] = widen(next.values[i]);
-      const int64_t ahead = chunk.first + int64_t(lanes) * kCount;
-      if (ahead < tail && wanted(ahead, kCount)) load_pack(row + ahead, next);
-      visit(chunk);
-    }
-    // Fewer than two packs of single classes before and after.
-    const int64_t edge = lane < head ? lane : lane - head + tail;
-    if (edge < classes) {
-      Chunk<A, 1> chunk{edge, {}};
-      if (wanted(edge, 1)) chunk.values[0] = widen(row[edge]);
-      visit(chunk);
-    }
-  }
-};
-
-struct Strided {
-  static constexpr bool kInner = true;
-  static constexpr int lane = 0;
-
-  __device__ explicit Strided(int) {}
-
-  template <class S>
-  __device__ S reduce(S value) const {
-    return value;
-  }
-
-  template <class T, class A, int N>
-  __device__ static void load(const T* row, int64_t stride, int64_t first, A (&values)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = widen(row[(first + i) * stride]);
-  }
-
-  template <class T, class A, int N>
-  __device__ static void store(T* row, int64_t stride, int64_t first, const A (&values)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) narrow(values[i], row[(first + i) * stride]);
-  }
-
-  template <class T, class Wanted, class Visit>
-  __device__ void sweep(const T* row, int64_t stride, int64_t classes, Wanted wanted, Visit visit) const {
-    using A = AccOf<T>;
-    int64_t first = 0;
-#pragma unroll 1
-    for (; first + kStep <= classes; first += kStep) {
-      Chunk<A, kStep> chunk{first, {}};
-      if (wanted(first, kStep)) load(row, stride, first, chunk.values);
-      visit(chunk);
-    }
-#pragma unroll 1
-    for (; first < classes; ++first) {
-      Chunk<A, 1> chunk{first, {}};
-      if (wanted(first, 1)) load(row, stride, first, chunk.values);
-      visit(chunk);
-    }
-  }
-};
-
-__device__ __forceinline__ bool always(int64_t, int) { return true; }
-
-// Where row r begins.
-template <class Layout>
-__device__ __forceinline__ int64_t row_offset(int64_t r, int64_t inner, int64_t outer_stride) {
-  if constexpr (!Layout::kInner) return r * outer_stride;
-  if (((r | inner) >> 32) == 0) {  // the 64-bit division costs as much as a row of a few classes
-    const uint32_t outer = static_cast<uint32_t>(r) / static_cast<uint32_t>(inner);
-    return outer * outer_stride + (r - int64_t(outer) * inner);
-  }
-  return r / inner * outer_stride + r % inner;
-}
-
 template <bool kPlain, class A>
 __device__ __forceinline__ A transform(A x, const Settings<A>& s) {
   const A z = x * s.logit_scale;
@@ -330,7 +27,7 @@ __device__ __forceinline__ A transform(A x, const Settings<A>& s) {
 
 // kPlain: no softcap, no label smoothing, no entropy; hard targets.
 template <class T, class F, bool kSoft, bool kPlain, class Layout>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
   const Layout layout(s.lanes);
   const bool leader = layout.lane == 0;
@@ -347,9 +44,9 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowCall call, c
         for (A& z : chunk.values) z = transform<kPlain>(z, s);
         online.add(chunk.values);
       });
-      online = layout.reduce(online);
-      max = online.max;
-      log_sum = log(online.sum.total());
+      const auto peak = layout.reduce(Peak<A>{online.max, online.sum.total()});
+      max = peak.max;
+      log_sum = log(peak.sum);
     }
     const auto log_prob = [&](A z) { return F::kNormalise ? z - max - log_sum : z; };
 
@@ -365,6 +62,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowCall call, c
     }
 
     Terms<A> terms{0, 0, 0};
+    Sum<A> loss{0, 0}, slope{0, 0}, entropy{0, 0};
     Best<A> best{A(-INFINITY), INT64_MAX};
     const bool everywhere = kSoft || s.spread != A(0);
     if (!kPlain && (everywhere || call.entropy)) {
@@ -372,23 +70,27 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowCall call, c
         constexpr int kCount = std::remove_reference_t<decltype(chunk)>::kCount;
         A target[kCount] = {};
         if constexpr (kSoft) layout.load(target_row, call.target_class_stride, chunk.first, target);
+        Terms<A> part{0, 0, 0};
         for (int i = 0; i < kCount; ++i) {
           const int64_t c = chunk.first + i;
           const A z = transform<kPlain>(chunk.values[i], s);
           if (everywhere) {
             const Slope<A> point = F::eval(log_prob(z), s.params);
             const A share = (kSoft ? s.keep * target[i] + s.spread : s.spread) * (weight ? weight[c] : A(1));
-            terms.loss += share * point.value;
-            terms.slope += share * point.derivative;
+            part.loss += share * point.value;
+            part.slope += share * point.derivative;
           }
           if (call.entropy) {
             const A l = z - max - log_sum;
-            terms.entropy -= exp(l) * maximum(A(-1e4), l);
+            part.entropy -= exp(l) * larger(A(-1e4), l);
           }
           if constexpr (kSoft) best.merge({target[i], c});
         }
+        loss.add(part.loss);
+        slope.add(part.slope);
+        entropy.add(part.entropy);
       });
-      terms = layout.reduce(terms);
+      terms = layout.reduce(Terms<A>{loss.total(), slope.total(), entropy.total()});
       if (kSoft && call.accuracy) best = layout.reduce(best);
     }
     if (!leader) continue;
@@ -422,31 +124,32 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const RowCall call, c
     count_sum.add(count);
   }
 
-  const Terms<A> block = reduce_block(Terms<A>{loss_sum.total(), count_sum.total(), 0});
+  const Totals<A> block = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
   if (threadIdx.x == 0) {
     s.partial[2 * blockIdx.x] = block.loss;
-    s.partial[2 * blockIdx.x + 1] = block.slope;
+    s.partial[2 * blockIdx.x + 1] = block.count;
   }
 }
 
 // One block: adds the partial sums of `blocks` blocks, and divides.
 template <class A, class L>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const A* partial, int blocks, int reduction, bool zero_empty, A* divisor, L* loss) {
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const A* partial, int blocks, int reduction, bool zero_empty, A* divisor, L* loss) {
   Sum<A> loss_sum{0, 0}, count_sum{0, 0};
   for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
     loss_sum.add(partial[2 * i]);
     count_sum.add(partial[2 * i + 1]);
   }
-  const Terms<A> all = reduce_block(Terms<A>{loss_sum.total(), count_sum.total(), 0});
+  const Totals<A> all = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
   if (threadIdx.x != 0) return;
   const bool mean = reduction == static_cast<int>(Reduction::kMean) || reduction == static_cast<int>(Reduction::kRowMean);
-  const A by = !mean || (zero_empty && all.slope == A(0)) ? A(1) : all.slope;
+  const A by = !mean || (zero_empty && all.count == A(0)) ? A(1) : all.count;
   *divisor = by;
   if (loss) narrow(AccOf<L>(all.loss / by), *loss);
 }
 
 template <class T, class F, bool kSoft, bool kPlain, class Layout>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
   const Layout layout(s.lanes);
   const int64_t groups = blockDim.x / s.lanes;
@@ -454,6 +157,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const RowCall call, 
   const A* grad_loss = static_cast<const A*>(call.grad_loss);
   const bool each = call.reduction == static_cast<int>(Reduction::kNone);
   const bool everywhere = kSoft || (!kPlain && s.spread != A(0));
+  const A shared_grad = grad_loss && !each ? grad_loss[0] / *static_cast<const A*>(call.divisor) : A(0);
 
   for (int64_t r = blockIdx.x * groups + threadIdx.x / s.lanes; r < s.rows; r += gridDim.x * groups) {
     const T* row = static_cast<const T*>(call.input) + row_offset<Layout>(r, call.inner, call.outer_stride);
@@ -474,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const RowCall call, 
     // An ignored row never sees the upstream gradient, which may be infinite where every row is ignored.
     A g = A(0), pull = A(0);  // dz_c = p_c * pull + what the target and the entropy add
     if (counts) {
-      g = each ? grad_loss[r] : grad_loss[0] / *static_cast<const A*>(call.divisor);
+      g = each ? grad_loss[r] : shared_grad;
       pull = -g * static_cast<const A*>(call.slope)[r];
       if (s.z_loss != A(0)) pull += A(2) * s.z_loss * (max + log_sum) * g;
     }
@@ -482,7 +186,6 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const RowCall call, 
     const bool has_entropy = !kPlain && call.grad_entropy;
     const A grad_entropy = has_entropy ? static_cast<const A*>(call.grad_entropy)[r] : A(0);
     const A entropy = has_entropy ? static_cast<const A*>(call.entropy)[r] : A(0);
-    const A at_label = !kSoft && label >= 0 && !invalid ? g * s.keep * (weight ? weight[label] : A(1)) : A(0);
 
     const bool any = counts || call.grad_lse || has_entropy;
     const bool all = any && (F::kNormalise || everywhere);
@@ -502,13 +205,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const RowCall call, 
         if (F::kNormalise && any) {
           const A p = exp(l);
           dz = p * pull;
-          if (has_entropy) dz -= grad_entropy * p * (maximum(A(-1e4), l) + entropy);
+          if (has_entropy) dz -= grad_entropy * p * (larger(A(-1e4), l) + entropy);
         }
-        if (counts && everywhere) {
-          const A share = (kSoft ? s.keep * target[i] + s.spread : s.spread) * (weight ? weight[c] : A(1));
-          dz += g * share * F::eval(l, s.params).derivative;
+        if (counts && (everywhere || c == label)) {
+          const A q = kSoft ? s.keep * target[i] + s.spread : c == label ? s.keep + s.spread : s.spread;
+          const A share = q * (weight ? weight[c] : A(1));
+          dz += g * (share * F::eval(l, s.params).derivative);
         }
-        if (!kSoft && c == label) dz += at_label * F::eval(l, s.params).derivative;
         if (any) dz *= s.logit_scale;
         if (!kPlain && any && s.softcap != A(0)) {
           const A unit = z * s.inverse_softcap;
@@ -537,7 +240,11 @@ void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Ar
 }
 #endif
 
-bool contiguous(const RowCall& call) { return call.inner == 1 && call.class_stride == 1; }
+// Whether classes are neighbours in all that is read and written along a row.
+bool contiguous(const RowCall& call, const RowLaunch& launch) {
+  return call.inner == 1 && call.class_stride == 1 && (!launch.soft || call.target_class_stride == 1) &&
+         (call.grad == nullptr || call.grad_class_stride == 1);
+}
 
 template <class A>
 Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack, int& threads, int64_t& blocks) {
@@ -551,7 +258,7 @@ Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack,
   s.logit_scale = static_cast<A>(call.logit_scale);
   s.rows = call.outer * call.inner;
   s.partial = static_cast<A*>(launch.partial);
-  s.lanes = !contiguous(call) ? 1 : call.classes <= kWarpPacks * pack ? kLanes : kThreads;
+  s.lanes = !contiguous(call, launch) ? 1 : call.classes <= kWarpPacks * pack ? kLanes : kThreads;
   const int64_t wanted = s.rows * s.lanes;  // threads, if nothing limited them
   threads = wanted >= kThreads ? kThreads : static_cast<int>(wanted <= kLanes ? kLanes : (wanted + kLanes - 1) / kLanes * kLanes);
   blocks = (wanted + threads - 1) / threads;
@@ -564,7 +271,7 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
   int threads;
   int64_t blocks;
   const auto s = settings<AccOf<T>>(call, launch, Pack<T>::kCount, threads, blocks);
-  if (contiguous(call)) {
+  if (contiguous(call, launch)) {
     start(forward ? forward_kernel<T, F, kSoft, kPlain, Contiguous> : backward_kernel<T, F, kSoft, kPlain, Contiguous>, blocks, threads,
           launch.stream, call, s);
   } else {
@@ -591,7 +298,11 @@ void choose(bool forward, const RowCall& call, const RowLaunch& launch) {
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
     if (launch.soft) return run<T, F, true, false>(forward, call, launch);
-    plain ? run<T, F, false, true>(forward, call, launch) : run<T, F, false, false>(forward, call, launch);
+    // A kernel of its own only where it pays: each costs a second to compile.
+    if constexpr (F::kNormalise && !std::is_same_v<T, double>) {
+      if (plain) return run<T, F, false, true>(forward, call, launch);
+    }
+    run<T, F, false, false>(forward, call, launch);
   };
   switch (launch.scalar) {
     case Scalar::kFloat: return typed(float{});
@@ -611,6 +322,7 @@ void dispatch(bool forward, const RowCall& call, const RowLaunch& launch) {
 
 }  // namespace
 
+int64_t max_blocks() { return kMaxBlocks; }
 void row_forward(const RowCall& call, const RowLaunch& launch) { dispatch(true, call, launch); }
 void row_backward(const RowCall& call, const RowLaunch& launch) { dispatch(false, call, launch); }
 

@@ -1,0 +1,42 @@
+# Every target works on a fresh clone: it makes .venv, installs the pinned packages, builds the compiled parts, and does so once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+
+.PHONY: demo test check bench fuzz build clean
+.DEFAULT_GOAL := build
+
+build: .venv/built
+
+.venv/packages: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch numpy pybind11 ninja setuptools wheel
+	touch $@
+
+.venv/built: .venv/packages $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[triton,fuzz,test,demo,bench]'
+	touch $@
+
+# Train with torch's losses and with ours; curves in demo.png.
+demo: build
+	$(BIN)/fastloss demo $(ARGS)
+
+# The whole suite.
+test: build
+	$(BIN)/pytest -q $(ARGS)
+
+# The quick part of the suite.
+check: build
+	$(BIN)/pytest -q -m "not slow" $(ARGS)
+
+bench: build
+	$(BIN)/python -m bench $(ARGS)
+
+fuzz: build
+	$(BIN)/fastloss fuzz $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info fastloss/*.so demo.png .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

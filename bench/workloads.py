@@ -1,0 +1,121 @@
+"""What is timed, as data: the workloads with targets, and one for every registered loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastloss.cases import Case
+from fastloss.registry import LOSSES, Loss
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One row of the table.
+
+    Args:
+        name: for `--case` and the table.
+        loss: name in the registry.
+        shape: of the logits.
+        dtype: of the logits.
+        soft: class probabilities as target.
+        options: arguments of both sides.
+        ours: arguments of our side only.
+        eager_ratio: how many times faster than torch eager it has to be.
+        compiled_ratio: how many times faster than torch.compile it has to be; where given, torch.compile is timed.
+        huge_pages: timed a second time with huge pages for both sides, because page faults of fresh buffers dominate.
+    """
+
+    name: str
+    loss: str = "cross_entropy"
+    shape: tuple[int, ...] = (4096, 1000)
+    dtype: str = "float32"
+    soft: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+    ours: Mapping[str, object] = field(default_factory=dict)
+    eager_ratio: float | None = None
+    compiled_ratio: float | None = None
+    huge_pages: bool = False
+
+    @property
+    def about(self) -> Loss:
+        return LOSSES[self.loss]
+
+    @property
+    def elements(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def inplace(self) -> bool:
+        return bool(self.ours.get("inplace"))
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that forward + backward must move: inputs read in both, gradient written.
+
+        A loss on log-probabilities reads one of them a row and only writes the gradient.
+        """
+        sweeps = 5 if self.soft else 3 if self.about.logits else 1
+        return sweeps * self.elements * getattr(torch, self.dtype).itemsize
+
+    def smaller(self, factor: int) -> Workload:
+        """The same with fewer rows, for a quick look; targets are for the full size and fall away."""
+        rows = max(self.shape[0] // factor, 1)
+        return replace(self, shape=(rows, *self.shape[1:]), eager_ratio=None, compiled_ratio=None, huge_pages=False)
+
+    def check_case(self, rows: int = 24) -> Case:
+        """The same call on few rows, for the correctness check."""
+        shape = self.shape if len(self.shape) < 3 else (min(self.shape[0], 2), self.shape[1], *(min(n, 16) for n in self.shape[2:]))
+        case = Case(
+            shape=(min(shape[0], rows), *shape[1:]), dtype=self.dtype, labels="soft" if self.soft else "random", **self.options, **self.ours
+        )
+        return case.of(self.loss)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits and target, the same on every run."""
+        torch.manual_seed(0)
+        dtype = getattr(torch, self.dtype)
+        input = torch.randn(self.shape, dtype=dtype)
+        if self.soft:
+            return input, torch.softmax(torch.randn(self.shape, dtype=dtype), 1)
+        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
+
+    def our_call(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.about.function(input, target, **dict(self.check_case().params), **self.options, **self.ours)
+
+    def rival_call(self, input: Tensor, target: Tensor) -> Tensor:
+        """torch's own function; where torch has none, the formula in plain torch."""
+        if self.about.torch:
+            return getattr(F, self.about.torch)(input, target, **self.options)
+        return self.about.function(input, target, **dict(self.check_case().params), **self.options, backend="eager")
+
+
+_LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
+_IMAGE = (4, 21, 256, 256)
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("ce fp32 4096x32000", shape=(4096, 32000), **_LARGE),
+        Workload("ce bf16 4096x32000", shape=(4096, 32000), dtype="bfloat16", **_LARGE),
+        Workload("ce fp32 65536x1000", shape=(65536, 1000), **_LARGE),
+        Workload("ce fp32 (4,21,256,256)", shape=_IMAGE, eager_ratio=3.0),
+        Workload("ce in place fp32 4096x32000", shape=(4096, 32000), ours={"inplace": True}, eager_ratio=8.0, huge_pages=True),
+        Workload("ce in place bf16 4096x32000", shape=(4096, 32000), dtype="bfloat16", ours={"inplace": True}, eager_ratio=8.0,
+                 huge_pages=True),
+        Workload("ce in place fp32 65536x1000", shape=(65536, 1000), ours={"inplace": True}, eager_ratio=8.0, huge_pages=True),
+        Workload("ce in place (4,21,256,256)", shape=_IMAGE, ours={"inplace": True}),
+        Workload("ce smoothing fp32 4096x32000", shape=(4096, 32000), options={"label_smoothing": 0.1}),
+        Workload("ce soft targets fp32 4096x8000", shape=(4096, 8000), soft=True),
+        Workload("ce tiny fp32 32x10", shape=(32, 10), eager_ratio=0.8),
+        *(
+            Workload(f"{name} {short} 8192x2000", loss=name, shape=(8192, 2000), dtype=dtype)
+            for name in LOSSES
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+    )
+}

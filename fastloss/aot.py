@@ -1,0 +1,234 @@
+"""Compile every Triton kernel ahead of time, for GPUs that need not be there, and report what the compilers made of it.
+
+The launchers themselves are run, on tensors without data and with a driver that only names a GPU, so what is compiled is what a
+GPU would be given: the same specialisation, tile and options.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+# Shared memory that one block may have, in bytes.
+SHARED_LIMITS = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+TARGETS = tuple(SHARED_LIMITS)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Every feature that adds code to the kernels, and none. The full variants also lose the alignment that 16-byte accesses need.
+_FULL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 30.0, "logit_scale": 0.5}
+VARIANTS = {
+    "plain": {},
+    "hard": {**_FULL, "weight": True, "extras": True},
+    "soft": {**_FULL, "weight": True, "extras": True, "soft": True},
+}
+
+
+def check(rows: Sequence[dict]) -> list[str]:
+    """What is wrong with compiled kernels: register spills, too much shared memory, narrow accesses to aligned data."""
+    found = []
+    for row in rows:
+        name = "{kernel} {functor} {variant} {dtype} {configuration} {target}".format_map(row)
+        if row["spills"]:
+            found.append(f"{name}: {row['spills']} bytes of spilled registers, wanted none")
+        limit = SHARED_LIMITS[row["target"]]
+        if row["shared"] > limit:
+            found.append(f"{name}: {row['shared']} bytes of shared memory, wanted at most {limit}")
+        if row["variant"] == "plain" and row["streams"] and row["access_bytes"] < 16:
+            found.append(f"{name}: accesses of {row['access_bytes']} bytes to aligned data, wanted 16")
+    return found
+
+
+def rows(
+    targets: Sequence[str] | None = None,
+    quick: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict]:
+    """Compile, and describe each kernel in one row.
+
+    Args:
+        targets: GPUs out of :data:`TARGETS`; None for all of them.
+        quick: one loss and fewer dtypes and configurations, a cross-section in seconds.
+        progress: called with the number of kernels done, and of kernels in all.
+
+    Returns:
+        A dict each with kernel, functor, variant, dtype, configuration, target, registers, spills (bytes), shared (bytes), has_mma,
+        access_bytes (the widest access to global memory) and streams (whether the kernel goes over whole rows).
+
+    Raises:
+        ValueError: a target is unknown.
+        RuntimeError: Triton is missing or a kernel does not compile.
+    """
+    targets = list(TARGETS if not targets else dict.fromkeys(targets))
+    for target in targets:
+        if target not in SHARED_LIMITS:
+            raise ValueError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
+    counts: dict[str, tuple[int, int]] = {}
+
+    def run(target: str) -> list[dict]:
+        # A process of its own: Triton decides at import whether kernels are interpreted, and keeps one driver a process.
+        environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTLOSS_BACKEND")}
+        command = [sys.executable, "-m", "fastloss.aot", target, *(["--quick"] if quick else [])]
+        found = []
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+                for line in process.stdout:
+                    message = json.loads(line)
+                    found += message["rows"]
+                    counts[target] = message["done"], message["total"]
+                    if progress and len(counts) == len(targets):
+                        progress(*map(sum, zip(*counts.values())))
+            if process.returncode:
+                errors.seek(0)
+                raise RuntimeError(f"compiling for {target} failed:\n{errors.read()[-4000:]}")
+        return found
+
+    with ThreadPoolExecutor(min(len(targets), len(os.sched_getaffinity(0)))) as pool:
+        return [row for found in pool.map(run, targets) for row in found]
+
+
+class _NamedGpu:
+    """A driver for a GPU that is not there: enough for Triton to compile for it."""
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _cases(quick: bool) -> Iterator[tuple[str, str, torch.dtype, bool, int]]:
+    """(functor, variant, dtype, contiguous, classes), with a number of classes for every row of the tuning table."""
+    from fastloss.kernels.functors import FUNCTORS
+    from fastloss.kernels.row import layout_class
+    from fastloss.kernels.tuning import TUNING
+
+    functors = list(FUNCTORS)[:1] if quick else FUNCTORS
+    dtypes = DTYPES[:2] if quick else DTYPES
+    for functor, dtype, contiguous in itertools.product(functors, dtypes, (True, False)):
+        table = TUNING[layout_class(contiguous, dtype)]
+        for most, *_ in table[-1:] if quick else table:
+            # A functor adds the same few instructions to every variant, so the variants of the engine are tried with one of them.
+            variants = VARIANTS if functor == next(iter(FUNCTORS)) else ("plain",)
+            for variant in variants:
+                yield functor, variant, dtype, contiguous, most or 32768
+
+
+def _launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, classes: int) -> None:
+    """Call both launchers on tensors without data."""
+    from fastloss.kernels import row
+
+    features = VARIANTS[variant]
+    aligned = variant == "plain"
+    classes -= not aligned
+    shape = (256, classes) if contiguous else (2, classes, 256 - (not aligned))
+    extras, soft = features.get("extras", False), features.get("soft", False)
+    reduction = row.REDUCTIONS["mean" if aligned else "none"]
+    input = torch.empty(shape, dtype=dtype, device="meta")
+    rows = input.numel() // classes
+    target = torch.empty_like(input) if soft else torch.empty(rows, dtype=torch.int64, device="meta")
+    accumulate = row.accumulate_dtype(dtype)
+    weight = torch.empty(classes, dtype=accumulate, device="meta") if features.get("weight") else None
+    numbers = [features.get(name, float(name == "logit_scale")) for name in ("label_smoothing", "z_loss", "softcap", "logit_scale")]
+    settings = functor, [], *numbers, -100, reduction
+    loss, stats, divisor, entropy, _ = row.row_forward(input, target, weight, *settings, False, extras, extras, dtype)
+    per_row = stats[0] if extras else None
+    row.row_backward(loss, per_row, per_row, input, target, weight, stats, divisor, entropy, *settings)
+
+
+def _compile_all(name: str, quick: bool) -> None:
+    """Compile everything for one target, printing a line of JSON a case."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from fastloss.kernels import row
+
+    amd = name.startswith("gfx")
+    driver.set_active(_NamedGpu(GPUTarget("hip", name, 64) if amd else GPUTarget("cuda", int(name[3:]), 32)))
+    compiled = []
+
+    def compile_only(kernel, programs, device, *args, **options):
+        compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
+
+    row.launch = compile_only
+    cases = list(_cases(quick))
+    seen = set()
+    for done, (functor, variant, dtype, contiguous, classes) in enumerate(cases, 1):
+        _launches(functor, variant, dtype, contiguous, classes)
+        found = []
+        for kernel, options, binary in compiled:
+            if binary.hash in seen:
+                continue
+            seen.add(binary.hash)
+            tile = {key.lower(): options[key] for key in ("ROWS", "BLOCK", "num_warps", "STAGES") if key in options}
+            layout = {} if kernel == "reduce_kernel" else {"layout": "contiguous" if contiguous else "strided"}
+            found.append(
+                {
+                    "kernel": kernel,
+                    "functor": functor if "FN" in options else "",
+                    "variant": variant,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "configuration": " ".join(f"{key}={value}" for key, value in {**layout, **tile}.items()),
+                    "target": name,
+                    **(_amd_usage(binary) if amd else _nvidia_usage(binary)),
+                    "shared": binary.metadata.shared,
+                    "streams": kernel == "backward_kernel" or options.get("NORMALISE", False),
+                }
+            )
+        compiled.clear()
+        print(json.dumps({"rows": found, "done": done, "total": len(cases)}), flush=True)
+
+
+def _nvidia_usage(binary) -> dict:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(binary.asm["cubin"])
+        cubin.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "-res-usage", cubin.name], check=True, capture_output=True, text=True).stdout
+    fields = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    ptx = binary.asm["ptx"]
+    widths = [
+        int(count or 1) * int(bits) // 8 for count, bits in re.findall(r"(?:ld|st)\.global[\w.]*?(?:\.v(\d))?\.[a-z](\d+)", ptx)
+    ]
+    return {
+        "registers": fields["REG"],
+        "spills": fields["STACK"] + fields["LOCAL"],  # Triton puts nothing else there
+        "has_mma": re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx) is not None,
+        "access_bytes": max(widths),
+    }
+
+
+def _amd_usage(binary) -> dict:
+    assembly = binary.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+
+    widths = [4 * int(words or 1) for words in re.findall(r"(?:global|buffer)_(?:load|store)_dword(?:x(\d))?", assembly)]
+    return {
+        "registers": field("vgpr_count"),
+        # Bytes of memory for what found no register. Scalar registers are kept in lanes of vector registers first, which is no spill.
+        "spills": field("private_segment_fixed_size") + 4 * field("vgpr_spill_count"),
+        "has_mma": "v_mfma" in assembly,
+        "access_bytes": max(widths, default=2),
+    }
+
+
+if __name__ == "__main__":
+    _compile_all(sys.argv[1], "--quick" in sys.argv)

@@ -1,0 +1,333 @@
+"""The oracle: what a loss must give on a case, how far off is too far, and the check that compares the two.
+
+The truth is the eager formula in float64 on exactly the inputs that the backend gets (already rounded to their dtype), values and
+gradients for random upstream gradients. An element passes when ::
+
+    |ours - truth| <= K * E + FEW * eps(accumulate) * scale + eps(result) / 2 * |truth|
+
+E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms
+that the element is summed from (:func:`scales`), and the last term is one rounding to the result's dtype. So a backend may sum in
+another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .cases import EXTRAS, Call, Case, weight_keyword
+from .registry import LOSSES, Loss
+from .row import accumulate_dtype
+
+K = 4.0
+FEW = 16.0
+
+
+class Mismatch(AssertionError):
+    """A result that the oracle does not accept."""
+
+
+class Recorder(TorchDispatchMode):
+    """Records the fastloss operators that run inside the block, as ``"row_forward.cpu"``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastloss":
+            self.ops.append(str(func).removeprefix("fastloss."))
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Outcome:
+    """What one evaluation gave: the loss, the extra outputs and the gradients, by name."""
+
+    values: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    again: Callable[[], dict[str, Tensor]] | None = field(default=None, repr=False)
+
+
+def keywords(function: Callable) -> frozenset[str]:
+    """The keywords that a callable takes; everything when it takes ``**kwargs``."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return frozenset(inspect.signature(LOSSES["cross_entropy"].function).parameters)
+    return frozenset(p.name for p in parameters)
+
+
+def named_outputs(result, case: Case) -> dict[str, Tensor]:
+    """The loss and the extra outputs by name, whatever subset was asked for."""
+    if isinstance(result, Tensor):
+        return {"loss": result}
+    names = ["loss", *(extra for extra in EXTRAS if extra in case.extras)]
+    if len(names) != len(result):
+        raise Mismatch(f"wanted the outputs {names}, got {len(result)} results")
+    return dict(zip(names, result))
+
+
+def evaluate(function: Callable, call: Call, upstream: Mapping[str, Tensor], **more) -> Outcome:
+    """Run a loss on a call's tensors and back, for given upstream gradients.
+
+    An output without an upstream gradient takes no part in the backward.
+    """
+    case = call.case
+    leaves = {"input": call.input.detach().requires_grad_()}
+    target, weight = call.target, call.weight
+    if case.gradients == "all":
+        if target.is_floating_point():
+            target = leaves["target"] = target.detach().requires_grad_()
+        if weight is not None:
+            weight = leaves["weight"] = weight.detach().requires_grad_()
+    options = {**call.options, **more}
+    input = leaves["input"].clone() if options.get("inplace") else leaves["input"]
+    if weight is not None:
+        options[weight_keyword(case.loss)] = weight
+    values = named_outputs(function(input, target, **options), case)
+
+    outputs = [values[name] for name in upstream if name in values]
+    grads = [g.to(values[name].dtype).reshape(values[name].shape) for name, g in upstream.items() if name in values]
+
+    def again() -> dict[str, Tensor]:
+        found = torch.autograd.grad(outputs, list(leaves.values()), grads, retain_graph=True, allow_unused=True)
+        # copies: a defective backward may hand out memory that it writes to again
+        return {name: grad.clone() for name, grad in zip(leaves, found) if grad is not None}
+
+    found = again() if outputs and any(o.requires_grad for o in outputs) else {}
+    return Outcome({name: value.detach() for name, value in values.items()}, found, again)
+
+
+def eager(loss: Loss) -> Callable:
+    """The eager formula of a loss as a function that takes what the public function takes."""
+
+    def run(input: Tensor, target: Tensor, **options):
+        options.pop("inplace", None)
+        return loss.function(input, target, backend="eager", **options)
+
+    return run
+
+
+def scales(call: Call, upstream: Mapping[str, Tensor]) -> dict[str, float]:
+    """The size of the terms that each result is summed from; what the accumulation dtype's eps is relative to.
+
+    Scaling or capping the logits rounds each of them, so the error grows with them; without, ``z - max(z)`` is exact and it does not.
+    "largest" is the size of the logits themselves, to which the float64 truth rounds (torch's logsumexp backward subtracts it).
+    """
+    case, loss = call.case, LOSSES[call.case.loss]
+    logits = call.input.double() * case.logit_scale
+    logits = logits[logits.isfinite()]
+    largest = float(logits.abs().max()) if logits.numel() else 0.0
+    rounding = 1.0
+    if case.softcap:
+        rounding += case.softcap + min(largest, case.softcap)
+        largest = min(largest, case.softcap)
+    elif case.logit_scale != 1.0 or not loss.logits:
+        rounding += largest
+    classes = call.input.shape[1 if call.input.dim() > 1 else 0]
+    weight = 1.0 if call.weight is None else float(call.weight.double().abs().max()) if call.weight.numel() else 0.0
+    steep = 1.0 + sum(abs(value) for _, value in case.params)
+    rows = max(call.input.numel() // max(classes, 1), 1)
+    if call.target.is_floating_point():
+        mass = call.target.double().abs().sum(1 if call.input.dim() > 1 else 0)
+        weight *= max(float(mass.max()) if mass.numel() else 0.0, 1.0)
+        divisor = float(rows)
+    else:
+        counted = call.target[call.target != case.ignore_index].long()
+        by_weight = call.weight is not None and weight_keyword(case.loss) == "weight"  # other factors do not change a mean's divisor
+        divisor = float(call.weight.double()[counted].abs().sum() if by_weight else counted.numel()) or 1.0
+    lse = largest + math.log(max(classes, 1))
+    unit = weight * steep * rounding + case.z_loss * lse * (lse + 2 * rounding)
+    slope = weight * steep + 2 * case.z_loss * lse
+    through = {name: float(grad.double().abs().max()) if grad.numel() else 0.0 for name, grad in upstream.items()}
+    share = {"none": 1.0, "sum": float(rows), "mean": rows / divisor}[case.reduction]
+    each = 1.0 / divisor if case.reduction == "mean" else 1.0
+    spread = 1.0 + math.log(max(classes, 1))
+    back = through.get("loss", 0.0) * each * slope + through.get("lse", 0.0) + through.get("entropy", 0.0) * spread
+    return {
+        "largest": largest,
+        "loss": unit * share,
+        "lse": rounding + lse,
+        "entropy": rounding + math.log(max(classes, 1)),
+        "input": back * abs(case.logit_scale) * rounding,
+        "target": through.get("loss", 0.0) * each * weight * steep * (rounding + 2 * largest),
+        "weight": through.get("loss", 0.0) * share * steep * (rounding + 2 * largest),
+    }
+
+
+def compare(name: str, got: Tensor, truth: Tensor, tolerance: float, rounding: float = 0.51) -> None:
+    """Raise :class:`Mismatch` unless every element of `got` is within `tolerance` and a `rounding` (in units of eps) of the truth."""
+    info = torch.finfo(got.dtype)
+    wide = got.double()
+    allowed = truth.abs() * (rounding * info.eps) + (tolerance + info.smallest_normal * info.eps)
+    error = (wide - truth).abs()
+    good = error <= allowed
+    if good.all():
+        return
+    rounded = truth.to(got.dtype).double()
+    same = (wide == rounded) | (wide.isnan() & rounded.isnan())
+    overflow = (truth.abs() + tolerance) * (1 + info.eps) >= info.max
+    good = (good & truth.isfinite()) | same | (overflow & (wide.abs() == math.inf) & (wide.sign() == truth.sign()))
+    if good.all():
+        return
+    where = tuple(int(i) for i in (~good).nonzero()[0])
+    raise Mismatch(
+        f"{name}{list(where)} = {wide[where].item():.9g}, truth {truth[where].item():.9g}, "
+        f"error {error[where].item():.3g}, allowed {allowed[where].item():.3g}; {int((~good).sum())} of {good.numel()} elements are off"
+    )
+
+
+def _compare_accuracy(call: Call, got: Tensor, truth: Tensor) -> None:
+    """Exact, except where scaling or capping rounds the two largest logits to the same number in float32."""
+    if torch.equal(got.double(), truth):
+        return
+    case = call.case
+    axis = 1 if call.input.dim() > 1 else 0
+    logits = call.input.double() * case.logit_scale
+    if case.softcap:
+        logits = case.softcap * torch.tanh(logits / case.softcap)
+    soft = call.target.is_floating_point()
+    index = call.target.double().argmax(axis, keepdim=True) if soft else call.target.long().clamp(0, logits.shape[axis] - 1)
+    index = index if soft else index.reshape(truth.shape).unsqueeze(axis)
+    gap = logits.amax(axis) - logits.gather(axis, index).squeeze(axis)
+    slack = FEW * torch.finfo(accumulate_dtype(call.input.dtype)).eps * (logits.amax(axis).abs() + (case.softcap or 0.0))
+    slack = slack if case.softcap or case.logit_scale != 1.0 else torch.zeros_like(slack)
+    wrong = (got.double() != truth) & ~((gap <= slack) & ((got == 0) | (got == 1)))
+    if wrong.any():
+        raise Mismatch(f"accuracy{[int(i) for i in wrong.nonzero()[0]]} = {got[wrong][0].item()}, truth {truth[wrong][0].item()}")
+
+
+def make_upstream(call: Call) -> dict[str, Tensor]:
+    """Random upstream gradients for the differentiable outputs, in the dtypes that the outputs have."""
+    generator = torch.Generator().manual_seed(call.case.seed + 1)
+    dtype = call.result_dtype
+    return {
+        name: torch.randn(shape, generator=generator).to(dtype if name == "loss" else accumulate_dtype(dtype))
+        for name, shape in call.output_shapes().items()
+        if name != "accuracy"
+    }
+
+
+def check(
+    case: Case, function: Callable | None = None, backend: str | None = None, deep: bool = True, strict: bool | None = None
+) -> None:
+    """Raise :class:`Mismatch` unless `function` (the loss's own by default) on `backend` agrees with the oracle on a case.
+
+    Compared: the value, the extra outputs, dtypes, shapes and the gradients. `deep` adds the invariants: the inputs' memory is
+    untouched, a second backward and a second call give the same bits, and the backend asked for is the one that ran. `strict` (the
+    library's own functions by default) wants float32 kept to the end for half types, where torch itself rounds on the way.
+    """
+    loss = LOSSES[case.loss]
+    own = function is None
+    strict = own if strict is None else strict
+    function = loss.function if own else function
+    more = {"backend": backend} if own and backend is not None else {}
+    call = case.build()
+    wide = call.to(torch.float64)
+    upstream = make_upstream(call)
+    truth = evaluate(eager(loss), wide, {name: grad.double() for name, grad in upstream.items()})
+
+    before = call.memory()
+    recorder = Recorder()
+    if deep and own:
+        with recorder:
+            got = evaluate(function, call, upstream, **more)
+    else:
+        got = evaluate(function, call, upstream, **more)
+
+    limits = scales(call, upstream)
+    accumulate = accumulate_dtype(call.result_dtype)
+    kinds = [accumulate] if strict else [t.dtype for t in (call.input, call.target) if t.is_floating_point()]
+    eps = max(torch.finfo(kind).eps for kind in kinds)
+    hot = _rows_of_plus_infinity(call)
+    rounding = 1.0 if backend == "triton" else 0.51  # Triton's interpreter truncates to bfloat16 where a GPU rounds to nearest
+    narrow: Outcome | None = None
+    for part, ours, wanted in (("", got.values, truth.values), ("gradient of ", got.gradients, truth.gradients)):
+        if ours.keys() != wanted.keys():
+            raise Mismatch(f"wanted {part or 'outputs '}{sorted(wanted)}, got {sorted(ours)}")
+        for name, value in ours.items():
+            _check_kind(call, part + name, name, value, wanted[name], own)
+            if name == "accuracy":
+                _compare_accuracy(call, value, wanted[name])
+                continue
+            if hot is not None and name in ("lse", "entropy", "input"):
+                excused = hot if name == "input" else hot.select(1 if hot.dim() > 1 else 0, 0)
+                value = torch.where(value.isnan() & excused, wanted[name].to(value.dtype), value)
+            few = FEW * limits[name] * (eps + torch.finfo(torch.float64).eps * limits["largest"])
+            few = few if math.isfinite(few) else 0.0
+            try:
+                compare(part + name, value, wanted[name], few, rounding)
+            except Mismatch:
+                if narrow is None:
+                    narrow = evaluate(eager(loss), call.to(accumulate), {n: g.to(accumulate) for n, g in upstream.items()})
+                error = ((narrow.gradients if part else narrow.values)[name].double() - wanted[name]).abs()
+                error = error[error.isfinite()]
+                compare(part + name, value, wanted[name], few + K * (float(error.max()) if error.numel() else 0.0), rounding)
+    if not deep:
+        return
+    _check_untouched(before, call)
+    if own:
+        _check_backend(backend, recorder.ops, call)
+    if got.gradients and not case.inplace:
+        _same_bits("gradient of a second backward", got.again(), got.gradients)
+        _check_untouched(before, call)
+    repeat = evaluate(function, call, upstream, **more)
+    _same_bits("a second call", repeat.values, got.values)
+    _same_bits("gradient of a second call", repeat.gradients, got.gradients)
+
+
+def _rows_of_plus_infinity(call: Call) -> Tensor | None:
+    """Where a row holds a logit of +inf, shaped as the logits: it has no distribution, so its lse, entropy and gradient may be NaN."""
+    logits = call.input * call.case.logit_scale
+    hot = logits == math.inf
+    if not hot.any():
+        return None
+    return hot.any(1 if hot.dim() > 1 else 0, keepdim=True).expand_as(hot)
+
+
+def _check_kind(call: Call, what: str, name: str, got: Tensor, truth: Tensor, own: bool) -> None:
+    if got.shape != truth.shape:
+        raise Mismatch(f"{what} must have shape {tuple(truth.shape)}, got {tuple(got.shape)}")
+    dtype = {"loss": call.result_dtype, "input": call.input.dtype, "target": call.target.dtype}.get(name)
+    if name == "weight":
+        dtype = call.weight.dtype
+    if dtype is None and own:
+        dtype = accumulate_dtype(call.result_dtype)
+    if dtype is not None and got.dtype != dtype:
+        raise Mismatch(f"{what} must be {dtype}, got {got.dtype}")
+
+
+def _check_untouched(before: Mapping[str, Tensor], call: Call) -> None:
+    for name, memory in call.memory().items():
+        if not torch.equal(memory, before[name]):
+            raise Mismatch(f"the memory of {name} was written to")
+
+
+def _check_backend(backend: str | None, ops: list[str], call: Call) -> None:
+    if backend is None:
+        return
+    wanted: list[str] = []
+    if backend != "eager":
+        wanted = [f"row_forward.{backend}"]
+        formula = call.case.gradients == "all" and (call.target.is_floating_point() or call.weight is not None)
+        if not formula:
+            wanted.append(f"row_backward_.{backend}" if call.case.inplace else f"row_backward.{backend}")
+    if ops != wanted:
+        raise Mismatch(f"backend {backend} was asked for: operators {wanted} must run, got {ops}")
+
+
+def _same_bits(what: str, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, value in wanted.items():
+        if not same_bits(got[name], value):
+            raise Mismatch(f"{name}: {what} must give the same bits as the first")
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, bit for bit except for the payload of NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and (torch.equal(a, b) or torch.equal(a.nan_to_num(0.125), b.nan_to_num(0.125)))

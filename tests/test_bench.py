@@ -1,0 +1,183 @@
+"""The benchmarks: sound arithmetic, honest measurement, and no timing of a loss that is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastloss.oracle import check
+from fastloss.registry import LOSSES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load_bench() -> None:
+    # The checkout's folder is not on sys.path: other names in it, such as `kernels`, belong to other packages.
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")])
+    module = sys.modules["bench"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load_bench()
+
+from bench import __main__ as command  # noqa: E402
+from bench import report, worker  # noqa: E402
+from bench.workloads import WORKLOADS, Workload  # noqa: E402
+
+TINY = "ce tiny fp32 32x10"
+LARGE = "ce fp32 4096x32000"
+
+
+def test_every_loss_is_timed(loss):
+    assert {w.dtype for w in WORKLOADS.values() if w.loss == loss} >= {"float32", "bfloat16"}
+    assert all(name == workload.name for name, workload in WORKLOADS.items())
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_both_sides_compute_the_same(name):
+    workload = WORKLOADS[name]
+    small = replace(workload, shape=(3, *workload.shape[1:2], *(2 for _ in workload.shape[2:])))
+    check(replace(small.check_case(), shape=small.shape))
+    input, target = small.tensors()
+    assert target.is_floating_point() == workload.soft
+    sides = [worker._step(call, input.clone().requires_grad_(), target, small.inplace) for call in (small.our_call, small.rival_call)]
+    rough = {"rtol": 0.05, "atol": 1e-6} if workload.dtype == "bfloat16" else {}  # torch rounds more than once on the way
+    torch.testing.assert_close(*sides, **rough)
+    assert torch.equal(small.tensors()[0], input)
+
+
+def test_bytes_that_must_move():
+    assert WORKLOADS[LARGE].bytes_moved == 3 * 4096 * 32000 * 4
+    assert WORKLOADS["ce bf16 4096x32000"].bytes_moved == 3 * 4096 * 32000 * 2
+    assert Workload("soft", soft=True, shape=(2, 3)).bytes_moved == 5 * 6 * 4
+    assert Workload("nll", loss="nll", shape=(2, 3)).bytes_moved == 6 * 4
+
+
+def test_smaller_has_no_targets():
+    small = WORKLOADS[LARGE].smaller(16)
+    assert small.shape == (256, 32000) and small.eager_ratio is small.compiled_ratio is None and not small.huge_pages
+    assert WORKLOADS[TINY].smaller(1000).shape == (1, 10)
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median_ms": median, "low_ms": median / 2, "high_ms": 2 * median, "repeats": 9}
+
+
+CHECKED = {"wrong": None, "backend": "cpu", "reason": ""}
+
+
+def measured(ours: float, eager: float, compiled: float | None) -> dict:
+    sides = {"ours": spread(ours), "eager": spread(eager)} | ({"compiled": spread(compiled)} if compiled else {})
+    return {"sides": sides, "failed": {} if compiled else {"compiled": "no compiler"}, "copy_bytes_per_second": 1e10}
+
+
+@pytest.mark.parametrize(
+    ("eager", "inductor", "met"), [(39.9, 20.0, [False, True]), (40.0, 19.9, [True, False]), (41.0, None, [True, None])]
+)
+def test_targets_are_judged(eager, inductor, met):
+    row = report.row(WORKLOADS[LARGE], CHECKED, measured(10.0, eager, inductor), {"ours": 5_000_000}, False)
+    assert [target["met"] for target in row["targets"]] == met
+    assert row["speedup_eager"] == eager / 10 and row["ours_extra_mb"] == 5.0
+    assert row["floor_ms"] == pytest.approx(157.2864) and row["per_cent_of_floor"] == pytest.approx(1572.864)
+    assert row["gb_per_second"] == pytest.approx(157.2864)
+    assert report.row(WORKLOADS[LARGE], CHECKED, measured(10.0, eager, inductor), {}, True)["targets"] == []
+
+
+def test_table_shows_verdicts():
+    rows = [report.row(WORKLOADS[LARGE], CHECKED, measured(10.0, 20.0, None), {"ours": 1, "eager": 2}, False)]
+    console = Console(width=250, file=io.StringIO())
+    console.print(report.table(rows))
+    text = console.file.getvalue()
+    assert "4x eager: not met" in text and "2x compiled: rival did not run" in text and "2.00x" in text and "failed" in text
+
+
+def test_a_wrong_loss_is_not_timed(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def measure(kind, name, *options, huge_pages=False):
+        asked.append(kind)
+        return {"wrong": "loss differs by 1", "backend": "cpu", "reason": ""}
+
+    monkeypatch.setattr(command, "measure", measure)
+    assert command.main(["--case", TINY, "--json", str(tmp_path / "rows.json")]) == 1
+    assert asked == ["check"]
+    assert f"not timed: {TINY}: loss differs by 1" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "rows.json").read_text())["refused"] == {TINY: "loss differs by 1"}
+
+
+def test_the_check_sees_a_wrong_loss(monkeypatch, capsys):
+    """The worker's own check, on a loss whose kernel result is changed."""
+    about = LOSSES["cross_entropy"]
+
+    def wrong(*args, backend=None, **options):
+        return about.function(*args, backend=backend, **options) * (1 if backend == "eager" else 1.01)
+
+    wrong.__signature__ = inspect.signature(about.function)
+    monkeypatch.setitem(LOSSES, "cross_entropy", replace(about, function=wrong))
+    monkeypatch.setattr(sys, "argv", ["bench.worker", "check", TINY])
+    worker.main()
+    assert json.loads(capsys.readouterr().out)["wrong"]
+
+
+def test_huge_pages_and_compile_reach_the_worker(monkeypatch):
+    asked = []
+
+    def measure(kind, name, *options, huge_pages=False):
+        asked.append((kind, "--compiled" in options, huge_pages))
+        if kind == "check":
+            return CHECKED
+        return {"extra_bytes": 1} if kind == "memory" else measured(1.0, 2.0, 3.0)
+
+    monkeypatch.setattr(command, "measure", measure)
+    rows, wrong = command.measure_workload(LARGE, quick=False, repeats=7, compiled=True)
+    assert wrong is None and [row["huge_pages"] for row in rows] == [False, True]
+    memory = ("memory", False, False)
+    assert asked == [("check", False, False), ("time", True, False), memory, memory, ("time", True, True)]
+
+
+def test_extra_memory_of_each_side():
+    """The fused loss needs its gradient and little more; torch's needs the log-probabilities and two gradients."""
+    gradient = 256 * 32000 * 4
+    ours, eager = (command.measure("memory", LARGE, "--smaller", "16", "--side", side)["extra_bytes"] for side in ("ours", "eager"))
+    assert gradient <= ours + 2**20 and ours < 1.4 * gradient
+    assert 2.5 * gradient < eager < 4 * gradient
+
+
+def test_a_run_of_a_tiny_workload(tmp_path, capsys):
+    assert command.main(["--case", TINY, "--repeats", "7", "--json", str(tmp_path / "rows.json")]) == 0
+    result = json.loads((tmp_path / "rows.json").read_text())
+    (row,) = result["rows"]
+    assert row["backend"] == "cpu" and row["ours_repeats"] == 7 and row["copy_gb_per_second"] > 0.5
+    assert 0 < row["ours_low_ms"] <= row["ours_median_ms"] <= row["ours_high_ms"] < 50
+    assert result["machine"]["versions"]["torch"] == torch.__version__ and "date" in result["machine"]
+    assert TINY in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--case", "nothing like it"], "no workload contains"), (["--repeats", "6"], "fewer than 7"), (["--fast"], "unrecognized arguments")],
+)
+def test_bad_arguments(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        command.main(arguments)
+    assert end.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_list():
+    done = subprocess.run([sys.executable, "-m", "bench", "--list"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == list(WORKLOADS)
+
+
+def test_a_worker_that_dies_is_reported():
+    with pytest.raises(command.WorkerFailed, match="(?s)ended with status 2.*invalid choice: 'no such"):
+        command.measure("time", "no such workload")

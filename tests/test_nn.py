@@ -1,0 +1,134 @@
+"""The modules of fastloss.nn: made from the functions, drop-in for torch.nn's."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastloss
+from fastloss.cases import Case
+from fastloss.nn import class_name
+from fastloss.registry import LOSSES, register
+
+TWINS = [name for name, about in LOSSES.items() if about.torch]
+
+
+def module_class(loss: str) -> type[torch.nn.Module]:
+    return getattr(fastloss.nn, class_name(LOSSES[loss]))
+
+
+def test_module_computes_what_the_function_does(loss):
+    call = Case(shape=(4, 3)).of(loss).build()
+    params = dict(call.case.params)
+    for options in ({}, {"reduction": "sum"}):
+        module = module_class(loss)(**params, **options)
+        wanted = LOSSES[loss].function(call.input, call.target, **params, **options)
+        assert torch.equal(module(call.input, call.target), wanted)
+        assert torch.equal(module(input=call.input, target=call.target), wanted)
+        for again in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+            assert type(again) is type(module) and again.options() == module.options()
+            assert torch.equal(again(call.input, call.target), wanted)
+
+
+def test_module_documents_itself(loss):
+    cls = module_class(loss)
+    assert f"fastloss.functional.{LOSSES[loss].function.__name__}" in cls.__doc__
+    named = set(inspect.signature(LOSSES[loss].function).parameters)
+    assert set(inspect.signature(cls).parameters) == named - {"input", "target"}
+    assert list(inspect.signature(cls.forward).parameters) == ["self", "input", "target"]
+    assert cls.__module__ == "fastloss.nn" and cls.__name__ in fastloss.nn.__all__
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_module_is_torchs(name):
+    cls = module_class(name)
+    twin = getattr(torch.nn, cls.__name__)
+    ours, theirs = inspect.signature(cls).parameters, inspect.signature(twin).parameters
+    assert issubclass(cls, twin)
+    assert list(ours)[: len(theirs)] == list(theirs)
+    assert all(ours[n].default == theirs[n].default and ours[n].kind == theirs[n].kind for n in theirs)
+    assert all(ours[n].kind is inspect.Parameter.KEYWORD_ONLY for n in ours if n not in theirs)
+    assert repr(cls()) == repr(twin())
+
+    weight = torch.rand(3)
+    module, reference = cls(weight, None, -1), twin(weight, None, -1)
+    assert module.state_dict().keys() == reference.state_dict().keys() == {"weight"}
+    reference.load_state_dict({"weight": torch.ones(3)})
+    module.load_state_dict(reference.state_dict())
+    assert torch.equal(module.weight, torch.ones(3))
+    assert module.to(torch.float64).weight.dtype == torch.float64
+    assert not cls().state_dict()
+
+    input, target = torch.randn(4, 3, dtype=torch.float64).log_softmax(1), torch.tensor([0, -1, 2, 1])
+    torch.testing.assert_close(module(input, target), reference.double()(input, target))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_deprecated_arguments_become_the_reduction(name):
+    with pytest.warns(UserWarning, match="deprecated"):
+        module = module_class(name)(size_average=False)
+    assert module.reduction == "sum"
+
+
+def test_options_can_be_changed_afterwards():
+    module = fastloss.nn.CrossEntropyLoss()
+    input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    module.reduction = "none"
+    module.z_loss = 0.5
+    assert torch.equal(module(input, target), fastloss.functional.cross_entropy(input, target, reduction="none", z_loss=0.5))
+    assert repr(module) == "CrossEntropyLoss(reduction='none', z_loss=0.5)"
+    assert repr(fastloss.nn.NLLLoss(torch.ones(3))) == "NLLLoss(weight=tensor(3,))"
+
+
+def test_unknown_arguments_are_named():
+    with pytest.raises(TypeError, match=r"CrossEntropyLoss: got an unexpected keyword argument 'reduce_to'"):
+        fastloss.nn.CrossEntropyLoss(reduce_to="mean")
+    with pytest.raises(TypeError, match=r"NLLLoss: too many positional arguments"):
+        fastloss.nn.NLLLoss(None, None, -100, None, "mean", "zero")
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchLoss'"):
+        fastloss.nn.NoSuchLoss
+
+
+def test_module_can_be_subclassed():
+    class Summed(fastloss.nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__(reduction="sum", label_smoothing=0.1)
+
+    input, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    torch.testing.assert_close(Summed()(input, target), F.cross_entropy(input, target, reduction="sum", label_smoothing=0.1))
+
+
+def test_a_loss_without_a_twin_gets_a_module():
+    """Also when it is registered after fastloss.nn was imported."""
+    try:
+
+        @register("row", point=None, formula="s x - t", source="this test")
+        def scaled_gap_loss(
+            input: Tensor,
+            target: Tensor,
+            scale: float = 2.0,
+            shift: Tensor | None = None,
+            reduce: bool | None = None,
+            reduction: str = "mean",
+        ) -> Tensor:
+            """The gap between input and target."""
+            value = scale * input - target + (0 if shift is None else shift)
+            return value.sum() if reduction == "sum" else value.mean()
+
+        cls = fastloss.nn.ScaledGapLoss
+        assert cls is fastloss.nn.ScaledGapLoss and cls.__bases__ == (torch.nn.Module,)
+        assert cls.__doc__.startswith("The gap between input and target.")
+        module = pickle.loads(pickle.dumps(cls(3.0, shift=torch.ones(2))))
+        assert list(module.state_dict()) == ["shift"]
+        assert module(torch.ones(2), torch.zeros(2)).item() == 4.0
+        with pytest.warns(UserWarning, match="deprecated"):
+            assert cls(reduce=True, reduction="sum").reduction == "mean"
+    finally:
+        LOSSES.pop("scaled_gap", None)
+        vars(fastloss.nn).pop("ScaledGapLoss", None)
