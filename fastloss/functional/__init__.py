@@ -1,5 +1,6 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
-from .classification import cross_entropy, nll_loss
+from . import classification
+from .classification import *  # noqa: F403
 
-__all__ = ["cross_entropy", "nll_loss"]
+__all__ = [*classification.__all__]

@@ -8,6 +8,8 @@ from .._checks import reduction_from_legacy
 from ..registry import register
 from ..row import row_loss
 
+__all__ = ["cross_entropy", "nll_loss"]
+
 
 @register(
     "row",
