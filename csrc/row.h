@@ -26,9 +26,25 @@ struct Nll {
   }
 };
 
+// -(1 - p)^gamma log p with p = exp(l): Lin et al. 2017, equation 4. (1 - p)^gamma is formed as exp(gamma log(1 - p)), and its
+// derivative without (1 - p)^(gamma - 1), so both are finite for gamma < 1 and p = 1.
+struct SoftmaxFocal {
+  static constexpr bool kNormalise = true;
+  template <class V, class P>
+  FL_HD static Slope<V> eval(V l, const P* params) {
+    const V gamma(params[0]);
+    const auto certain = less(V(-1e-30), l);  // p is 1
+    const V log_prob = select(certain, V(-1), larger(V(-1e4), l));
+    const V factor = params[0] == 0 ? V(1) : select(certain, V(0), exp(gamma * log1mexp(log_prob)));
+    const V ratio = select(certain, V(-1), exp(log_prob) * log_prob / (V(0) - expm1(log_prob)));
+    return {select(certain, V(0), V(0) - factor * l), factor * (gamma * ratio - V(1))};
+  }
+};
+
 #define FASTLOSS_ROW(X) \
   X(cross_entropy, CrossEntropy) \
-  X(nll, Nll)
+  X(nll, Nll) \
+  X(softmax_focal, SoftmaxFocal)
 
 enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kRowMean = 3 };
 

@@ -53,8 +53,19 @@ def nll(l, p):
     return -l, tl.full(l.shape, -1.0, l.dtype)
 
 
+@triton.jit
+def softmax_focal(l, p):
+    gamma = p[0]
+    certain = l > -1e-30
+    log_prob = tl.where(certain, -1.0, tl.maximum(l, -1e4))
+    factor = tl.where(gamma == 0.0, 1.0, tl.where(certain, 0.0, tl.exp(gamma * log1mexp(log_prob))))
+    ratio = tl.where(certain, -1.0, tl.exp(log_prob) * log_prob / -expm1(log_prob))
+    return tl.where(certain, 0.0, -factor * l), factor * (gamma * ratio - 1.0)
+
+
 # The same names as the registry: functor, and whether `l` is the log-softmax of the input (else the input itself).
 FUNCTORS = {
     "cross_entropy": (cross_entropy, True),
     "nll": (nll, False),
+    "softmax_focal": (softmax_focal, True),
 }

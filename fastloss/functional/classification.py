@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._checks import reduction_from_legacy
 from ..registry import register
 from ..row import row_loss
 
-__all__ = ["cross_entropy", "nll_loss"]
+__all__ = ["cross_entropy", "nll_loss", "softmax_focal_loss"]
 
 
 @register(
@@ -160,3 +161,72 @@ def nll_loss(
     """
     reduction = reduction_from_legacy(size_average, reduce, reduction)
     return row_loss("nll", (), input, target, weight, ignore_index, reduction, empty=empty, backend=backend)
+
+
+def _softmax_focal(log_prob: Tensor, gamma: float) -> Tensor:
+    if gamma == 0:
+        return -log_prob
+    # Each branch sees only arguments for which its derivatives exist, since autograd multiplies unused ones by 0.
+    usual = (log_prob < -1e-30) & (log_prob > -1e4)
+    inner = torch.where(usual, log_prob, -1.0)
+    focal = -inner * torch.exp(gamma * torch.log(-torch.expm1(inner)))
+    return torch.where(usual, focal, torch.where(log_prob < -1, -log_prob, 0.0 * log_prob))
+
+
+@register(
+    "row",
+    point=_softmax_focal,
+    formula="-alpha_y (1 - p_y)^gamma log p_y, p = softmax(x)",
+    source="Lin et al. 2017, equation 5",
+    params={"gamma": (0.0, 5.0)},
+    smoothing=False,
+)
+def softmax_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float | Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Focal loss over the softmax of the class axis: cross-entropy that well-classified rows hardly count in.
+
+    .. math:: \ell = -\alpha_t (1 - p_t)^\gamma \log p_t, \qquad p = \operatorname{softmax}(x)
+
+    and for class probabilities as a target the sum of this over classes, each times its probability.
+    Value and gradient are finite for every :math:`\gamma \ge 0` and every finite logit.
+
+    Args:
+        input: logits; float32, float64, bfloat16 or float16, any strides.
+        target: class indices (int64 or uint8) in ``[0, C)`` or ``ignore_index``, or probabilities (one-hot) of `input`'s shape.
+        gamma: focusing parameter, at least 0; 0 gives cross-entropy. Default: 2.
+        alpha: a factor, or a tensor of one factor a class (of `input`'s dtype), or None for 1. Default: None.
+        ignore_index: target that marks a row as not counting: loss 0, gradient 0. Not with probabilities. Default: -100.
+        reduction: ``"none"``, ``"sum"``, or ``"mean"``: over the rows that count, whatever their alpha. Default: ``"mean"``.
+        backend: as for :func:`cross_entropy`.
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`
+        - target: :math:`()`, :math:`(N)` or :math:`(N, d_1, \dots, d_K)` indices, or `input`'s shape
+        - loss: scalar, or the shape of index targets for ``reduction="none"``
+
+    Raises:
+        ValueError: gamma is negative; otherwise as :func:`cross_entropy`.
+
+    Source:
+        Lin et al. 2017, equation 5.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.softmax_focal_loss(torch.zeros(2, 4), torch.tensor([0, 3]), gamma=1.0)
+        tensor(1.0397)
+    """
+    if not gamma >= 0:
+        raise ValueError(f"softmax_focal: gamma must be at least 0, got {gamma}")
+    weight = alpha if isinstance(alpha, Tensor) else None
+    reduction = "row_mean" if reduction == "mean" else reduction
+    loss = row_loss("softmax_focal", (float(gamma),), input, target, weight, ignore_index, reduction, backend=backend)
+    return loss if alpha is None or weight is not None else alpha * loss
