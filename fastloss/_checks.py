@@ -81,16 +81,15 @@ def row(
 
 
 def _index_target(name: str, soft_targets: bool, input: Tensor, target: Tensor) -> None:
-    dims = input.dim()
+    if input.dim() > 1 and target.dim() > 0 and target.shape[0] != input.shape[0]:
+        raise ValueError(f"{name}: expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})")
     if target.dtype != torch.int64 and target.dtype != torch.uint8:
         wanted = f"Long or Byte (class indices{f', or class probabilities of shape {tuple(input.shape)}' if soft_targets else ''})"
         raise RuntimeError(f"{name}: expected target dtype to be {wanted}, but got {target.dtype} of shape {tuple(target.shape)}")
-    if dims == 1:
+    if input.dim() == 1:
         if target.dim() > 1 or target.numel() != 1:
             raise ValueError(f"{name}: for 1D input, target must be 0D or 1D of size 1, but got target size: {list(target.shape)}")
         return
-    if target.dim() > 0 and target.shape[0] != input.shape[0]:
-        raise ValueError(f"{name}: expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})")
     wanted = input.shape[:1] + input.shape[2:]
     if target.shape != wanted:
         raise RuntimeError(

@@ -15,6 +15,7 @@ three numbers a row (maximum, log of the sum, slope ``sum_c w_c q_c f'(l_c)``), 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
 import torch
@@ -104,9 +105,8 @@ def formula(
                 divisor = torch.where(counts, row_weight, 0.0).sum()
             else:
                 divisor = counts.sum().to(loss.dtype)
-            if zero_empty:
-                divisor = torch.where(divisor == 0, 1.0, divisor)
-            loss = loss / divisor
+            # Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
+            loss = loss / torch.where(divisor == 0, math.inf if zero_empty else math.nan, divisor)
 
     lse = torch.logsumexp(logits, 1) if want_lse else None
     entropy = accuracy = None
@@ -182,7 +182,7 @@ class _Row(torch.autograd.Function):
     """Forward and backward of the engine on a compiled backend. Not for torch.func: there the formula runs."""
 
     @staticmethod
-    def forward(ctx, input, target, weight, backend, inplace, want_lse, want_entropy, want_accuracy, zero_empty, dtype, *settings):
+    def forward(ctx, input, target, weight, backend, inplace, want_lse, want_entropy, want_accuracy, zero_empty, dtype, settings):
         loss, stats, divisor, entropy, accuracy = _FORWARD[backend](
             input, target, weight, *settings, zero_empty, want_entropy, want_accuracy, dtype
         )
@@ -190,15 +190,19 @@ class _Row(torch.autograd.Function):
         ctx.save_for_backward(input, target, weight, stats, divisor, entropy if want_entropy else None)
         ctx.settings = settings
         ctx.plan = backend, inplace, zero_empty, dtype
+        if not (want_lse or want_entropy or want_accuracy):
+            return loss, None, None, None
         ctx.mark_non_differentiable(accuracy)
-        return loss, stats[0] + stats[1] if want_lse else None, entropy if want_entropy else None, accuracy
+        return (
+            loss, stats[0] + stats[1] if want_lse else None, entropy if want_entropy else None, accuracy if want_accuracy else None,
+        )
 
     @staticmethod
     def backward(ctx, grad_loss, grad_lse, grad_entropy, _):
         input, target, weight, stats, divisor, entropy = ctx.saved_tensors
         backend, inplace, zero_empty, dtype = ctx.plan
         _, need_target, need_weight = ctx.needs_input_grad[:3]
-        rest = (None,) * (7 + len(ctx.settings))
+        rest = (None,) * 8
         compiling = torch.compiler.is_compiling()
         if need_target or need_weight or (torch.is_grad_enabled() and not compiling):
             return *_formula_backward(ctx, grad_loss, grad_lse, grad_entropy), *rest
@@ -335,7 +339,7 @@ def row_loss(
             weight = weight.to(accumulate_dtype(rows.dtype)).contiguous()
         loss, lse, entropy, accuracy = _Row.apply(
             rows, targets, weight, backend, inplace, return_lse, return_entropy, return_accuracy, zero_empty, dtype,
-            name, params, *settings,
+            (name, params, *settings),
         )
     if not batched:
         shape = ()

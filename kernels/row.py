@@ -250,7 +250,9 @@ def reduce_kernel(
     else:
         divisor = rows.to(ACC) if SOFT else tl.sum(divisors, 0)
         if ZERO_EMPTY:
-            divisor = tl.where(divisor == 0.0, 1.0, divisor)
+            divisor = tl.where(divisor == 0.0, float("inf"), divisor)
+        else:
+            divisor = tl.where(divisor == 0.0, float("nan"), divisor)
         loss = loss / divisor
     tl.store(loss_ptr, loss)
     tl.store(divisor_ptr, divisor)

@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -60,7 +61,7 @@ void advise_huge_pages(const Tensor& t) {
 // Either (R, C) with unit stride over C, or (O, C, I) with unit stride over I.
 void check_layout(const char* what, const Tensor& t) {
   TORCH_CHECK(t.dim() == 2 || t.dim() == 3, "row engine: ", what, " must be (R, C) or (O, C, I), got shape ", t.sizes());
-  TORCH_CHECK(t.size(-1) <= 1 || t.stride(-1) == 1, "row engine: ", what, " must have unit stride in its last dimension, got strides ", t.strides());
+  TORCH_CHECK(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, "row engine: ", what, " must have unit stride in its last dimension, got strides ", t.strides());
 }
 
 struct Settings {
@@ -169,11 +170,15 @@ void reduce(const RowCall& call, bool soft, Tensor& loss) {
   const auto reduction = static_cast<Reduction>(call.reduction);
   if (reduction == Reduction::kMean || reduction == Reduction::kRowMean) {
     divisor = divisor_of<A>(call, soft);
-    if (divisor == 0 && call.zero_empty) divisor = 1;
+    // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
+    if (divisor == 0) divisor = call.zero_empty ? std::numeric_limits<double>::infinity() : std::numeric_limits<double>::quiet_NaN();
   }
   *static_cast<A*>(call.divisor) = static_cast<A>(divisor);
   if (reduction == Reduction::kNone) return;
-  loss.fill_(sum_rows(call.outer * call.inner, [&](int64_t i) { return static_cast<double>(rows[i]); }) / divisor);
+  const double value = sum_rows(call.outer * call.inner, [&](int64_t i) { return static_cast<double>(rows[i]); }) / divisor;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, loss.scalar_type(), "row_forward", [&] {
+    *loss.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(value);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(

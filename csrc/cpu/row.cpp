@@ -125,6 +125,10 @@ inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, con
   return scratch;
 }
 
+// What to subtract before exp: the maximum, but 0 while only -inf (or NaN) was seen, so that -inf adds 0 and NaN adds NaN.
+template <class V>
+inline V finite_shift(V max) { return select(less(V(-std::numeric_limits<double>::infinity()), max), max, V(0)); }
+
 template <class A>
 inline A horizontal_sum(Vectorized<A> v) {
   alignas(64) A lanes[Vectorized<A>::size()];
@@ -303,8 +307,7 @@ struct Row {
           sum *= exp(max - best);
           max = best;
         }
-        // NaN among -inf leaves max at -inf; (x - max) then makes the row NaN, as it should be.
-        if (max > -kInf<A>) sum += block_sum_exp(z, n, max, logits + i + n);
+        sum += block_sum_exp(z, n, finite_shift(max), logits + i + n);
       }
       log_sum = log(static_cast<A>(sum));
     }
@@ -351,7 +354,7 @@ struct Row {
       }
       for (int64_t k = 0; k < c.classes; ++k) {
         const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
-        each_vector<A>(lanes, [&](int64_t j, int64_t n) { sum.add(j, exp(load(z + j, n) - load(max + j, n)), n); });
+        each_vector<A>(lanes, [&](int64_t j, int64_t n) { sum.add(j, exp(load(z + j, n) - finite_shift(load(max + j, n))), n); });
         if (sum.full(k)) sum.flush(lanes);
       }
       sum.flush(lanes);

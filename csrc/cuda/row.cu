@@ -143,7 +143,9 @@ __global__ void __launch_bounds__(kThreads)
   const Totals<A> all = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
   if (threadIdx.x != 0) return;
   const bool mean = reduction == static_cast<int>(Reduction::kMean) || reduction == static_cast<int>(Reduction::kRowMean);
-  const A by = !mean || (zero_empty && all.count == A(0)) ? A(1) : all.count;
+  // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
+  const A nothing = zero_empty ? A(INFINITY) : A(NAN);
+  const A by = !mean ? A(1) : all.count == A(0) ? nothing : all.count;
   *divisor = by;
   if (loss) narrow(AccOf<L>(all.loss / by), *loss);
 }
