@@ -181,3 +181,12 @@ def test_list():
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(command.WorkerFailed, match="(?s)ended with status 2.*invalid choice: 'no such"):
         command.measure("time", "no such workload")
+
+
+def test_readme_lists_every_loss():
+    from bench import readme
+
+    text = readme.README.read_text()
+    assert readme.replace_part(text, "losses", readme.loss_table()) == text, "run python -m bench.readme"
+    with pytest.raises(ValueError, match="no part"):
+        readme.replace_part(text, "nothing", "")

@@ -1,0 +1,65 @@
+"""Writes the generated parts of README.md: ``python -m bench.readme [RESULTS.json]``, from the registry and `python -m bench --json`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from fastloss.nn import class_name
+from fastloss.registry import LOSSES
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def loss_table() -> str:
+    """The registered losses as Markdown."""
+    lines = ["| function | module | a row's loss | backends | source |", "|---|---|---|---|---|"]
+    for loss in LOSSES.values():
+        name = loss.function.__name__
+        lines.append(f"| `{name}` | `{class_name(loss)}` | `{loss.formula}` | eager, cpu, triton, cuda | {loss.source} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict, key: str, digits: str) -> str:
+    return format(row[key], digits) if row.get(key) is not None else ""
+
+
+def result_table(results: dict) -> str:
+    """The benchmark's rows as Markdown, with the machine that they were measured on."""
+    machine, versions = results["machine"]["machine"], results["machine"]["versions"]
+    lines = [
+        f"{machine['processor']}, {machine['threads']}, {machine['instruction set of the cpu backend']}; torch {versions['torch']}, Python "
+        f"{versions['python']}; {results['machine']['date'][:10]}. Medians of forward + backward, both sides alternating in one process; the "
+        "floor is the bytes that must move over the copy bandwidth of the same run; extra memory is the growth of the peak in a fresh process.",
+        "",
+        "| workload | ours ms | torch eager ms | times faster | torch.compile ms | times faster | % of floor | extra MB: ours, eager | target |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        targets = "; ".join(
+            f"{t['wanted']:g}x {t['rival']}: {'not timed' if t['met'] is None else 'met' if t['met'] else '**not met**'}" for t in row["targets"]
+        )
+        lines.append(
+            f"| {row['name']}{', huge pages on both sides' if row['huge_pages'] else ''} | {_cell(row, 'ours_median_ms', '.3g')} | "
+            f"{_cell(row, 'eager_median_ms', '.3g')} | {_cell(row, 'speedup_eager', '.1f')} | {_cell(row, 'compiled_median_ms', '.3g')} | "
+            f"{_cell(row, 'speedup_compiled', '.1f')} | {_cell(row, 'per_cent_of_floor', '.0f')} | {_cell(row, 'ours_extra_mb', '.0f')}, "
+            f"{_cell(row, 'eager_extra_mb', '.0f')} | {targets} |"
+        )
+    return "\n".join(lines)
+
+
+def replace_part(text: str, part: str, content: str) -> str:
+    """`text` with what stands between the marks of `part` replaced."""
+    pattern = re.compile(rf"(<!-- {part} -->\n).*?(<!-- end {part} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"README.md has no part {part!r}")
+    return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
+
+
+if __name__ == "__main__":
+    text = replace_part(README.read_text(), "losses", loss_table())
+    if len(sys.argv) > 1:
+        text = replace_part(text, "results", result_table(json.loads(Path(sys.argv[1]).read_text())))
+    README.write_text(text)
