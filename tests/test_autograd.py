@@ -221,7 +221,8 @@ def test_autocast(loss, backend, dtype):
         wide = x.detach().float().requires_grad_()
         wanted = original(wide, Case(shape=(6, 9)).build().target)
         torch.testing.assert_close(value, wanted)
-        torch.testing.assert_close(grad.float(), torch.autograd.grad(wanted, wide)[0].to(dtype).float())
+        # one unit in the last place: Triton's interpreter truncates where hardware rounds
+        torch.testing.assert_close(grad.float(), torch.autograd.grad(wanted, wide)[0], rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
