@@ -12,6 +12,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <tuple>
 
 namespace fastloss {
@@ -23,7 +25,6 @@ using OptionalTensor = std::optional<Tensor>;
 const Kernels* kernels = nullptr;
 
 constexpr int64_t kGrain = 32768;               // elements that are worth a thread
-constexpr int64_t kReduceChunk = 4096;          // rows that are summed before the sums are
 constexpr size_t kHugePage = size_t{1} << 21;   // bytes
 
 int functor_index(c10::string_view name) {
@@ -139,16 +140,16 @@ void check_labels(const RowCall& call) {
   }
 }
 
-// Chunks have a fixed length and are summed in order, in double: the same bits for any number of threads.
+// In order, so that the bits do not depend on threads, and compensated (Neumaier 1974): exact to a rounding for any number of rows.
 template <class Value>
 double sum_rows(int64_t rows, const Value& value) {
-  double total = 0;
-  for (int64_t begin = 0; begin < rows; begin += kReduceChunk) {
-    double part = 0;
-    for (int64_t i = begin; i < std::min(rows, begin + kReduceChunk); ++i) part += value(i);
-    total += part;
+  double total = 0, lost = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const double x = value(i), sum = total + x;
+    if (std::isfinite(sum)) lost += std::abs(total) >= std::abs(x) ? (total - sum) + x : (x - sum) + total;
+    total = sum;
   }
-  return total;
+  return total + lost;
 }
 
 template <class A>

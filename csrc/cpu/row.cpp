@@ -22,6 +22,7 @@ using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
 constexpr int64_t kBlock = 2048;       // elements staged at a time: 8 kB of float
 constexpr int64_t kTileBytes = 1 << 18;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
 constexpr int64_t kMaxLanes = 1024;
+constexpr int64_t kFewVectors = 16;
 constexpr double kTinyLog = -1e4;      // exp(kTinyLog) is 0, and 0 * kTinyLog is 0 where 0 * -inf is NaN
 
 template <class T>
@@ -318,25 +319,28 @@ struct Row {
         const int64_t n = std::min(kBlock, c.classes - i);
         const A* z = staged(logits + i, n, z_block, transform);
         if constexpr (kSoft) widen(target + i, t_block, n);
-        Parts<V> block;
-        each_vector<A>(n, [&](int64_t j, int64_t count) {
-          const auto part = parts(
-              load(z + j, count), kSoft ? load(t_block + j, count) : V(0), weight ? load(weight + i + j, count) : V(1), V(max), V(log_sum));
-          block.value = block.value + V::set(V(0), part.value, count);
-          block.slope = block.slope + V::set(V(0), part.slope, count);
-          block.entropy = block.entropy + V::set(V(0), part.entropy, count);
-        });
-        sums.value += horizontal_sum(block.value);
-        sums.slope += horizontal_sum(block.slope);
-        sums.entropy += horizontal_sum(block.entropy);
+        // Few additions a lane before the lanes are added in double: rounding grows with their number.
+        for (int64_t j = 0; j < n; j += kFewVectors * V::size()) {
+          Parts<V> block;
+          each_vector<A>(std::min<int64_t>(kFewVectors * V::size(), n - j), [&](int64_t offset, int64_t count) {
+            const int64_t k = j + offset;
+            const auto part = parts(
+                load(z + k, count), kSoft ? load(t_block + k, count) : V(0), weight ? load(weight + i + k, count) : V(1), V(max), V(log_sum));
+            block.value = block.value + V::set(V(0), part.value, count);
+            block.slope = block.slope + V::set(V(0), part.slope, count);
+            block.entropy = block.entropy + V::set(V(0), part.entropy, count);
+          });
+          sums.value += horizontal_sum(block.value);
+          sums.slope += horizontal_sum(block.slope);
+          sums.entropy += horizontal_sum(block.entropy);
+        }
       }
     }
     const Parts<A> total{static_cast<A>(sums.value), static_cast<A>(sums.slope), static_cast<A>(sums.entropy)};
     finish(row, logits, max, static_cast<A>(sum), log_sum, total, probable_class_is_best(logits, target, max));
   }
 
-  // Strided class: a tile of lanes neighbouring rows, swept class by class. Sums are kept in two levels, so that their
-  // rounding grows with the square root of the number of classes, not with the number.
+  // Strided class: a tile of lanes neighbouring rows, swept class by class.
   void forward_tile(int64_t outer, int64_t first, int64_t lanes) const {
     alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes], max[kMaxLanes], log_sum[kMaxLanes];
     Blocked sum, value, slope, entropy;
@@ -391,14 +395,17 @@ struct Row {
     }
   }
 
-  // One array of sums over classes, a lane each, in two levels.
+  // One array of sums over classes, a lane each, in two levels: short sums, and compensated ones of these (Kahan 1965).
   struct Blocked {
-    alignas(64) A part[kMaxLanes] = {}, total[kMaxLanes] = {};
-    static bool full(int64_t k) { return k % 64 == 63; }
+    alignas(64) A part[kMaxLanes] = {}, total[kMaxLanes] = {}, lost[kMaxLanes] = {};
+    static bool full(int64_t k) { return k % kFewVectors == kFewVectors - 1; }
     void add(int64_t j, V v, int64_t n) { store(part + j, load(part + j, n) + v, n); }
     void flush(int64_t lanes) {
       each_vector<A>(lanes, [&](int64_t j, int64_t n) {
-        store(total + j, load(total + j, n) + load(part + j, n), n);
+        const V before = load(total + j, n), more = load(part + j, n) - load(lost + j, n), sum = before + more;
+        const auto finite = less(larger(sum, V(0) - sum), V(kInf<A>));
+        store(lost + j, select(finite, (sum - before) - more, V(0)), n);
+        store(total + j, sum, n);
         store(part + j, V(0), n);
       });
     }
