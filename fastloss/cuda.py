@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from .row import accumulate_dtype, forward_outputs, library
+from .row import accumulate_dtype, forward_outputs, gradient_like, library
 
 _SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -71,9 +71,7 @@ class _Extension:
         return loss if row_loss is None or row_loss is loss else row_loss.to(dtype), stats, divisor, entropy, accuracy
 
     def row_backward(self, grad_loss, grad_lse, grad_entropy, input, *rest):
-        grad = torch.empty_like(input)
-        if grad.stride(-1) != 1 and grad.shape[-1] > 1:
-            grad = input.new_empty(input.shape)
+        grad = gradient_like(input)
         self._backward(grad, grad_loss, grad_lse, grad_entropy, input, *rest)
         return grad
 

@@ -3,10 +3,10 @@
 The truth is the eager formula in float64 on exactly the inputs that the backend gets (already rounded to their dtype), values and
 gradients for random upstream gradients. An element passes when ::
 
-    |ours - truth| <= K * E + FEW * eps(accumulate) * scale + eps(result) / 2 * |truth|
+    |ours - truth| <= K * E + FEW * eps(accumulate) * scale + (eps(result) / 2 + 2 * eps(accumulate)) * |truth|
 
 E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms
-that the element is summed from (:func:`scales`), and the last term is one rounding to the result's dtype. So a backend may sum in
+that the element is summed from (:func:`scales`), and the last term is the rounding of the sum and of the result. So a backend may sum in
 another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them.
 """
 
@@ -165,7 +165,8 @@ def compare(name: str, got: Tensor, truth: Tensor, tolerance: float, rounding: f
     """Raise :class:`Mismatch` unless every element of `got` is within `tolerance` and a `rounding` (in units of eps) of the truth."""
     info = torch.finfo(got.dtype)
     wide = got.double()
-    allowed = truth.abs() * (rounding * info.eps) + (tolerance + info.smallest_normal * info.eps)
+    summed = 2 * torch.finfo(accumulate_dtype(got.dtype)).eps
+    allowed = truth.abs() * (rounding * info.eps + summed) + (tolerance + info.smallest_normal * info.eps)
     error = (wide - truth).abs()
     good = error <= allowed
     if good.all():

@@ -163,8 +163,14 @@ def _forward_fake(input, target, weight, functor, params, label_smoothing, z_los
     return forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
 
 
+def gradient_like(input: Tensor) -> Tensor:
+    """An uninitialised gradient: the input's strides where it is dense, always unit stride over the last dimension."""
+    grad = torch.empty_like(input)
+    return grad if grad.stride(-1) == 1 or grad.shape[-1] == 1 else torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
 def _backward_fake(grad_loss, grad_lse, grad_entropy, input, *_):
-    return torch.empty_like(input)
+    return gradient_like(input)
 
 
 for _backend in ("cpu", "triton", "cuda"):

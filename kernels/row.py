@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastloss import _checks
-from fastloss.row import REDUCTIONS, accumulate_dtype, forward_outputs, library
+from fastloss.row import REDUCTIONS, accumulate_dtype, forward_outputs, gradient_like, library
 
 from . import INTERPRETED
 from .functors import FUNCTORS, tanh
@@ -530,9 +530,7 @@ def _backward(grad, grad_loss, grad_lse, grad_entropy, input, target, weight, st
 
 
 def row_backward(grad_loss, grad_lse, grad_entropy, input, *rest):
-    grad = torch.empty_like(input)
-    if grad.stride(-1) != 1 and input.shape[-1] > 1:  # rows of an input that overlap, such as a sliding window, leave no order to keep
-        return grad.copy_(row_backward(grad_loss, grad_lse, grad_entropy, input.contiguous(), *rest))
+    grad = gradient_like(input)
     _backward(grad, grad_loss, grad_lse, grad_entropy, input, *rest)
     return grad
 

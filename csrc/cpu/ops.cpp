@@ -256,7 +256,7 @@ void backward_into(
 Tensor row_backward(FASTLOSS_BACKWARD_ARGS(const Tensor&)) {
   Tensor grad = at::empty_like(input);
   // empty_like keeps the strides of a dense input; the kernel needs unit stride over the last dimension.
-  if (grad.size(-1) > 1 && grad.stride(-1) != 1) grad = at::empty_like(input, at::MemoryFormat::Contiguous);
+  if (grad.size(-1) != 1 && grad.stride(-1) != 1) grad = at::empty_like(input, at::MemoryFormat::Contiguous);
   advise_huge_pages(grad);
   backward_into(grad, FASTLOSS_BACKWARD_VALUES);
   return grad;

@@ -279,7 +279,8 @@ struct Row {
     static_cast<A*>(c.slope)[row] = slope;
     static_cast<A*>(c.row_loss)[row] = value;
     if (c.entropy) static_cast<A*>(c.entropy)[row] = log_sum - sums.entropy / sum;
-    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct;
+    // NaN is larger than any target; it does not show in max, but in the sum, as does +inf.
+    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct && (sum == sum || max == kInf<A>);
   }
 
   bool probable_class_is_best(const T* logits, const T* target, A max) const {
