@@ -82,7 +82,10 @@ def row(
 def _index_target(name: str, soft_targets: bool, shape: torch.Size, target: Tensor) -> None:
     got = target.shape
     if len(shape) > 1 and got and got[0] != shape[0]:
-        raise ValueError(f"{name}: expected input batch_size ({shape[0]}) to match target batch_size ({got[0]})")
+        raise ValueError(
+            f"{name}: expected input batch_size ({shape[0]}) to match target batch_size ({got[0]}), "
+            f"got input of shape {tuple(shape)} and target of shape {tuple(got)}"
+        )
     if target.dtype != torch.int64 and target.dtype != torch.uint8:
         wanted = f"Long or Byte (class indices{f', or class probabilities of shape {tuple(shape)}' if soft_targets else ''})"
         raise RuntimeError(f"{name}: expected target dtype to be {wanted}, but got {target.dtype} of shape {tuple(got)}")

@@ -206,7 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             fuzz = _need("fuzz", "fuzz", "fastloss fuzz")
             own = argparse.ArgumentParser(prog="fastloss fuzz", description=fuzz.__doc__)
             fuzz.add_arguments(own)
-            return int(fuzz.main(own.parse_args(argv[1:])) or 0)
+            try:
+                return int(fuzz.main(own.parse_args(argv[1:])) or 0)
+            except ValueError as error:
+                raise Problem(str(error)) from error
         arguments = parser.parse_args(argv)
         return commands[arguments.command](arguments)
     except Problem as problem:

@@ -140,9 +140,12 @@ def load_target(path: str) -> Callable:
         raise ValueError(f"target must be module:function, got {path!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    found = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target {path!r} cannot be loaded: {error}") from error
     if not callable(found):
         raise ValueError(f"target {path!r} must be callable, got {type(found).__name__}")
     return found

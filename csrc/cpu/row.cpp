@@ -279,8 +279,16 @@ struct Row {
     static_cast<A*>(c.slope)[row] = slope;
     static_cast<A*>(c.row_loss)[row] = value;
     if (c.entropy) static_cast<A*>(c.entropy)[row] = log_sum - sums.entropy / sum;
-    // NaN is larger than any target; it does not show in max, but in the sum, as does +inf.
-    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct && (sum == sum || max == kInf<A>);
+    // NaN is larger than any target; it does not show in max, but in the sum, where +inf shows the same.
+    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct && (sum == sum || !has_nan(logits));
+  }
+
+  bool has_nan(const T* logits) const {
+    for (int64_t k = 0; k < c.classes; ++k) {
+      const A x = static_cast<A>(logits[k * c.class_stride]);
+      if (x != x) return true;
+    }
+    return false;
   }
 
   bool probable_class_is_best(const T* logits, const T* target, A max) const {
@@ -473,7 +481,6 @@ struct Row {
   }
 
   T* grad_at(int64_t outer, int64_t inner) const { return static_cast<T*>(c.grad) + outer * c.grad_outer_stride + inner; }
-
   // The gradient of n logits at once. weights(i) and coefficients(i) give the vectors that belong to element i.
   template <class Weights, class Vectors>
   void backward_sweep(const T* logits, const T* target, T* grad, int64_t n, const Weights& weights, const Vectors& vectors) const {
