@@ -460,6 +460,14 @@ def launch(kernel, programs: int, device: torch.device, *args, **options) -> Non
         kernel[(programs,)](*args, **options)
 
 
+@functools.cache
+def _registers(num_warps: int) -> dict[str, int]:
+    """Lets ptxas use every register that a block can have; left alone it spills 8 bytes to reach a step of occupancy."""
+    if INTERPRETED or triton.runtime.driver.active.get_current_target().backend != "cuda":
+        return {}
+    return {"maxnreg": min(255, 65536 // (32 * num_warps))}
+
+
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
     """Strides over outer, inner and class axes."""
     return (0, tensor.stride(0), 1) if tensor.dim() == 2 else (tensor.stride(0), 1, tensor.stride(1))
@@ -487,7 +495,7 @@ class _Call:
         self.constants = dict(
             FN=function, NORMALISE=normalise, CONTIGUOUS=self.contiguous, SOFT=soft, SMOOTH=label_smoothing != 0.0,
             SOFTCAP=softcap != 0.0, REDUCTION=reduction, ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps,
+            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps, **_registers(self.tile.num_warps),
         )
 
 
