@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["rows"] += rows
             if wrong:
                 result["refused"][name] = wrong
+            if arguments.json:  # after every workload, so that a run that is stopped leaves what it measured
+                arguments.json.write_text(json.dumps(result, indent=2) + "\n")
             progress.advance(task)
     result["machine"]["load_average_after"] = os.getloadavg()[0]
 
