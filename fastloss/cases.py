@@ -280,7 +280,7 @@ WEIGHTS: dict[str, Callable[[int, torch.Generator], Tensor | None]] = {
     "random": lambda classes, g: torch.rand(classes, generator=g) + 0.1,
     "some zero": lambda classes, g: (torch.rand(classes, generator=g) - 0.4).clamp_min(0),
     "all zero": lambda classes, g: torch.zeros(classes),
-    "spread": lambda classes, g: torch.exp(3 * torch.randn(classes, generator=g)),
+    "spread": lambda classes, g: torch.exp(3 * torch.randn(classes, generator=g)).clamp(max=1e4),
 }
 
 # Memory layouts. Each gives the whole memory and a view of it that holds the numbers of its argument.
