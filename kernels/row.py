@@ -463,9 +463,11 @@ def launch(kernel, programs: int, device: torch.device, *args, **options) -> Non
 @functools.cache
 def _registers(num_warps: int) -> dict[str, int]:
     """Lets ptxas use every register that a block can have; left alone it spills 8 bytes to reach a step of occupancy."""
-    if triton.runtime.driver.active.get_current_target().backend != "cuda":
+    try:
+        target = triton.runtime.driver.active.get_current_target()
+    except RuntimeError:  # no GPU here, so nothing is launched
         return {}
-    return {"maxnreg": min(255, 65536 // (32 * num_warps))}
+    return {} if target.backend != "cuda" else {"maxnreg": min(255, 65536 // (32 * num_warps))}
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
@@ -495,8 +497,7 @@ class _Call:
         self.constants = dict(
             FN=function, NORMALISE=normalise, CONTIGUOUS=self.contiguous, SOFT=soft, SMOOTH=label_smoothing != 0.0,
             SOFTCAP=softcap != 0.0, REDUCTION=reduction, ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps,
-            **({} if input.device.type == "cpu" else _registers(self.tile.num_warps)),
+            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps, **_registers(self.tile.num_warps),
         )
 
 
