@@ -223,7 +223,6 @@ def script(case: Case, target: str | Callable | None, backend: str | None, messa
     """A program that shows a finding; small inputs are written out in comments."""
     lines = [f"# {line}" for line in message.splitlines()[:6]] + [f"# raised at {where}"]
     call = case.build()
-    torch.set_printoptions(precision=9)
     for name, tensor in (("input", call.input), ("target", call.target), ("weight", call.weight)):
         if tensor is not None:
             numbers = f" = {tensor.tolist()}" if tensor.numel() <= 24 else ""
