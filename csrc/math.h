@@ -38,6 +38,8 @@ FL_HD double larger(double a, double b) { return b > a ? b : a; }
 
 FL_HD bool less(float a, float b) { return a < b; }
 FL_HD bool less(double a, double b) { return a < b; }
+FL_HD bool equal(float a, float b) { return a == b; }
+FL_HD bool equal(double a, double b) { return a == b; }
 FL_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FL_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
 

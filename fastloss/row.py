@@ -249,6 +249,9 @@ def _formula_backward(ctx, *grads):
     return [next(found) if need else None for need in ctx.needs_input_grad[:3]]
 
 
+MAX_STRIDED_CLASSES = 2**24  # more are copied to contiguous rows
+
+
 def canonical(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Bring logits to one of the two layouts that kernels sweep, without a copy wherever strides allow.
 
@@ -259,14 +262,14 @@ def canonical(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if input.dim() == 2:
         if input.stride(1) == 1 or input.shape[1] == 1:
             return input, (target.contiguous() if soft and target.stride(1) != 1 else target)
-        if input.stride(0) == 1:
+        if input.stride(0) == 1 and input.shape[1] <= MAX_STRIDED_CLASSES:
             if soft:
                 return input.t().unsqueeze(0), _unit_stride(target.t().unsqueeze(0))
             return input.t().unsqueeze(0), target
         return input.contiguous(), (target.contiguous() if soft else target)
-    if input.dim() > 2 and input.stride(1) == 1 and input.shape[1] > 1:
+    if input.dim() > 2 and (input.stride(1) == 1 and input.shape[1] > 1 or input.shape[1] > MAX_STRIDED_CLASSES):
         classes = input.shape[1]
-        rows = input.movedim(1, -1).reshape(-1, classes) if input.numel() else input.reshape(-1, classes)
+        rows = _unit_stride(input.movedim(1, -1).reshape(-1, classes) if input.numel() else input.reshape(-1, classes))
         return rows, (_unit_stride(target.movedim(1, -1).reshape(rows.shape)) if soft else target.reshape(-1))
     outer, classes = input.shape[:2]
     inner = input[0, 0].numel() if outer and classes else torch.Size(input.shape[2:]).numel()

@@ -12,9 +12,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 namespace fastloss {
 namespace {
@@ -25,6 +27,7 @@ using OptionalTensor = std::optional<Tensor>;
 const Kernels* kernels = nullptr;
 
 constexpr int64_t kGrain = 32768;               // elements that are worth a thread
+constexpr int64_t kMaxStridedClasses = 1 << 24;  // the kernel compares classes as floats
 constexpr size_t kHugePage = size_t{1} << 21;   // bytes
 
 int functor_index(c10::string_view name) {
@@ -63,6 +66,7 @@ void advise_huge_pages(const Tensor& t) {
 // Either (R, C) with unit stride over C, or (O, C, I) with unit stride over I.
 void check_layout(const char* what, const Tensor& t) {
   TORCH_CHECK(t.dim() == 2 || t.dim() == 3, "row engine: ", what, " must be (R, C) or (O, C, I), got shape ", t.sizes());
+  TORCH_CHECK(t.dim() == 2 || t.size(1) <= kMaxStridedClasses, "row engine: at most ", kMaxStridedClasses, " strided classes, got ", t.sizes());
   TORCH_CHECK(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, "row engine: ", what, " must have unit stride in its last dimension, got strides ", t.strides());
 }
 
@@ -131,47 +135,97 @@ void each_item(const RowCall& call, const Run& run) {
   else at::parallel_for(0, items, grain, run);
 }
 
-void check_labels(const RowCall& call) {
-  const auto* labels = static_cast<const int64_t*>(call.target);
-  for (int64_t i = 0; i < call.outer * call.inner; ++i) {
-    if (labels[i] != call.ignore_index && (labels[i] < 0 || labels[i] >= call.classes)) {
-      TORCH_CHECK_INDEX(false, "Target ", labels[i], " is out of bounds: wanted 0 <= target < ", call.classes, " or ignore_index=",
-                        call.ignore_index);
-    }
-  }
+// run(begin, end) over rows in pieces of a fixed size, so that what a piece computes does not depend on the threads.
+template <class Run>
+void each_piece(int64_t rows, const Run& run) {
+  const int64_t pieces = (rows + kGrain - 1) / kGrain;
+  const auto piece = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run(i * kGrain, std::min(rows, (i + 1) * kGrain));
+  };
+  if (pieces <= 1) piece(0, pieces);
+  else at::parallel_for(0, pieces, 1, piece);
 }
 
-// In order, so that the bits do not depend on threads, and compensated (Neumaier 1974): exact to a rounding for any number of rows.
-template <class Value>
-double sum_rows(int64_t rows, const Value& value) {
+// The number of rows that count; raises for a label that no class has.
+int64_t count_labels(const RowCall& call) {
+  const auto* labels = static_cast<const int64_t*>(call.target);
+  const auto unknown = [&](int64_t i) {
+    return (labels[i] != call.ignore_index) & (static_cast<uint64_t>(labels[i]) >= static_cast<uint64_t>(call.classes));
+  };
+  const int64_t rows = call.outer * call.inner;
+  std::atomic<int64_t> counted = 0;
+  std::atomic<bool> wrong = false;
+  each_piece(rows, [&](int64_t begin, int64_t end) {
+    int64_t count = 0, bad = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      count += labels[i] != call.ignore_index;
+      bad += unknown(i);
+    }
+    counted += count;
+    if (bad) wrong = true;
+  });
+  if (wrong) {
+    int64_t i = 0;
+    while (!unknown(i)) ++i;
+    TORCH_CHECK_INDEX(false, "Target ", labels[i], " is out of bounds: wanted 0 <= target < ", call.classes, " or ignore_index=",
+                      call.ignore_index);
+  }
+  return counted;
+}
+
+// A sum with the rounding errors of its additions (Knuth 1969): exact to a rounding for any number of terms.
+struct Compensated {
   double total = 0, lost = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    const double x = value(i), sum = total + x;
-    if (std::isfinite(sum)) lost += std::abs(total) >= std::abs(x) ? (total - sum) + x : (x - sum) + total;
+  void add(double x) {
+    const double sum = total + x, back = sum - total;
+    lost += (total - (sum - back)) + (x - back);
     total = sum;
   }
-  return total + lost;
+  double value() const { return std::isfinite(total) ? total + lost : total; }
+};
+
+template <class Value>
+double sum_rows(int64_t rows, const Value& value) {
+  constexpr int kLanes = 8;  // independent chains
+  std::vector<Compensated> pieces((rows + kGrain - 1) / kGrain);
+  each_piece(rows, [&](int64_t begin, int64_t end) {
+    Compensated lanes[kLanes];
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (int k = 0; k < kLanes; ++k) lanes[k].add(value(i + k));
+    }
+    for (; i < end; ++i) lanes[0].add(value(i));
+    for (int k = 1; k < kLanes; ++k) {
+      lanes[0].add(lanes[k].total);
+      lanes[0].lost += lanes[k].lost;
+    }
+    pieces[begin / kGrain] = lanes[0];
+  });
+  Compensated sum;
+  for (const auto& piece : pieces) {
+    sum.add(piece.total);
+    sum.lost += piece.lost;
+  }
+  return sum.value();
 }
 
 template <class A>
-double divisor_of(const RowCall& call, bool soft) {
-  const int64_t rows = call.outer * call.inner;
-  if (soft) return static_cast<double>(rows);
-  const auto* labels = static_cast<const int64_t*>(call.target);
+double divisor_of(const RowCall& call, bool soft, int64_t counted) {
   const auto* weight = static_cast<Reduction>(call.reduction) == Reduction::kMean ? static_cast<const A*>(call.weight) : nullptr;
-  return sum_rows(rows, [&](int64_t i) {
-    if (labels[i] == call.ignore_index) return 0.0;
-    return weight ? static_cast<double>(weight[labels[i]]) : 1.0;
+  if (soft || !weight) return static_cast<double>(counted);
+  const auto* labels = static_cast<const int64_t*>(call.target);
+  return sum_rows(call.outer * call.inner, [&](int64_t i) {
+    return labels[i] == call.ignore_index ? 0.0 : static_cast<double>(weight[labels[i]]);
   });
 }
 
 template <class A>
-void reduce(const RowCall& call, bool soft, Tensor& loss) {
+void reduce(const RowCall& call, bool soft, int64_t counted, Tensor& loss) {
   const auto* rows = static_cast<const A*>(call.row_loss);
   double divisor = 1;
   const auto reduction = static_cast<Reduction>(call.reduction);
   if (reduction == Reduction::kMean || reduction == Reduction::kRowMean) {
-    divisor = divisor_of<A>(call, soft);
+    divisor = divisor_of<A>(call, soft, counted);
     // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
     if (divisor == 0) divisor = call.zero_empty ? std::numeric_limits<double>::infinity() : std::numeric_limits<double>::quiet_NaN();
   }
@@ -193,8 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(
       input, target, weight, {functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction});
   const int index = functor_index(functor);
   const Scalar scalar = scalar_of(input);
-  if (!soft) check_labels(call);
-  const int64_t rows = call.outer * call.inner;
+  const int64_t rows = call.outer * call.inner, counted = soft ? rows : count_labels(call);
   const auto options = input.options().dtype(accumulate_type(input));
   const Tensor stats = at::empty({3, rows}, options), divisor = at::empty({}, options);
   const Tensor entropy = at::empty({want_entropy ? rows : 0}, options), accuracy = at::empty({want_accuracy ? rows : 0}, options);
@@ -209,8 +262,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(
   call.accuracy = want_accuracy ? accuracy.data_ptr() : nullptr;
   call.zero_empty = zero_empty;
   each_item(call, [&](int64_t begin, int64_t end) { kernels->row_forward(call, scalar, index, soft, begin, end); });
-  if (accumulate_type(input) == at::kDouble) reduce<double>(call, soft, loss);
-  else reduce<float>(call, soft, loss);
+  if (accumulate_type(input) == at::kDouble) reduce<double>(call, soft, counted, loss);
+  else reduce<float>(call, soft, counted, loss);
   if (per_row && !row_loss.is_same(loss)) loss.copy_(row_loss);
   return {loss, stats, divisor, entropy, accuracy};
 }

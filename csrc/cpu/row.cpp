@@ -5,31 +5,23 @@
 
 #define FASTLOSS_VECTORIZED
 #include "kernels.h"
+#include "sweep.h"
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <algorithm>
-#include <array>
-#include <type_traits>
+#include <memory>
 
 namespace fastloss {
 namespace {
 
-template <class T>
-using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 constexpr int64_t kBlock = 2048;       // elements staged at a time: 8 kB of float
-constexpr int64_t kTileBytes = 1 << 18;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
+constexpr int64_t kTileElements = 1 << 16;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
 constexpr int64_t kMaxLanes = 1024;
 constexpr int64_t kFewVectors = 16;
 constexpr double kTinyLog = -1e4;      // exp(kTinyLog) is 0, and 0 * kTinyLog is 0 where 0 * -inf is NaN
 
-template <class T>
-constexpr T kInf = std::numeric_limits<T>::infinity();
+constexpr int64_t padded(int64_t lanes) { return (lanes + 15) / 16 * 16; }
 
 int64_t tile_lanes(const RowCall& c) {
-  const int64_t fitting = kTileBytes / 4 / std::max<int64_t>(c.classes, 1) / 16 * 16;
+  const int64_t fitting = kTileElements / std::max<int64_t>(c.classes, 1) / 16 * 16;
   return std::clamp<int64_t>(fitting, 64, kMaxLanes);
 }
 
@@ -39,61 +31,6 @@ int64_t row_items(const RowCall& c) {
   if (contiguous(c)) return c.outer;
   const int64_t lanes = tile_lanes(c);
   return c.outer * ((c.inner + lanes - 1) / lanes);
-}
-
-// f(i, vector loads of count lanes): the main loop and its tail in one place.
-template <class A, class F>
-inline void each_vector(int64_t n, F&& f) {
-  constexpr int64_t width = Vectorized<A>::size();
-  int64_t i = 0;
-  for (; i + width <= n; i += width) f(i, width);
-  if (i < n) f(i, n - i);
-}
-
-template <class A>
-inline Vectorized<A> load(const A* p, int64_t count) {
-  return count == Vectorized<A>::size() ? Vectorized<A>::loadu(p) : Vectorized<A>::loadu(p, count);
-}
-
-template <class A>
-inline void store(A* p, Vectorized<A> v, int64_t count) {
-  if (count == Vectorized<A>::size()) v.store(p);
-  else v.store(p, count);
-}
-
-// The vectors of acc that one vector of T widens to: one for float and double, two for the 16-bit types.
-template <class T>
-constexpr int kParts = sizeof(acc_of<T>) / sizeof(T);
-
-template <class T>
-using Parted = std::array<Vectorized<acc_of<T>>, kParts<T>>;
-
-template <class T>
-inline Parted<T> load_parts(const T* p, int64_t count) {
-  if constexpr (kParts<T> == 1) {
-    return {load(p, count)};
-  } else {
-    const auto [low, high] = at::vec::convert_to_float<T>(load(p, count));
-    return {low, high};
-  }
-}
-
-template <class T>
-inline void store_parts(T* p, const Parted<T>& v, int64_t count) {
-  if constexpr (kParts<T> == 1) store(p, v[0], count);
-  else store(p, at::vec::convert_from_float<T>(v[0], v[1]), count);
-}
-
-template <class T>
-inline void widen(const T* from, acc_of<T>* to, int64_t n) {
-  constexpr int64_t width = Vectorized<acc_of<T>>::size();
-  each_vector<T>(n, [&](int64_t i, int64_t count) {
-    const auto parts = load_parts(from + i, count);
-    for (int k = 0; k < kParts<T>; ++k) {
-      const int64_t left = std::min(width, count - k * width);
-      if (left > 0) store(to + i + k * width, parts[k], left);
-    }
-  });
 }
 
 // What happens to a logit before the softmax, and its derivative as a function of the result.
@@ -112,12 +49,13 @@ struct Transform {
   }
 };
 
-// n transformed logits from `from` as acc; `from` itself when there is nothing to do.
+// n transformed logits from `from` as acc in `scratch`, or `from` itself when there is nothing to do and no copy is wanted.
 template <class T>
-inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform) {
+inline const acc_of<T>* staged(
+    const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform, bool copy = false) {
   using A = acc_of<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (transform.identity()) return from;
+    if (transform.identity() && !copy) return from;
   }
   widen(from, scratch, n);
   if (!transform.identity()) {
@@ -129,15 +67,6 @@ inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, con
 // What to subtract before exp: the maximum, but 0 while only -inf (or NaN) was seen, so that -inf adds 0 and NaN adds NaN.
 template <class V>
 inline V finite_shift(V max) { return select(less(V(-std::numeric_limits<double>::infinity()), max), max, V(0)); }
-
-template <class A>
-inline A horizontal_sum(Vectorized<A> v) {
-  alignas(64) A lanes[Vectorized<A>::size()];
-  v.store(lanes);
-  A sum = 0;
-  for (A lane : lanes) sum += lane;
-  return sum;
-}
 
 template <class A>
 inline A block_max(const A* z, int64_t n) {
@@ -152,11 +81,7 @@ inline A block_max(const A* z, int64_t n) {
     const int64_t count = std::min(width, n - i);
     best[0] = larger(best[0], V::set(V(-kInf<A>), load(z + i, count), count));
   }
-  alignas(64) A lanes[width];
-  larger(larger(best[0], best[1]), larger(best[2], best[3])).store(lanes);
-  A result = -kInf<A>;
-  for (A lane : lanes) result = larger(result, lane);
-  return result;
+  return horizontal(larger(larger(best[0], best[1]), larger(best[2], best[3])), [](A a, A b) { return larger(a, b); });
 }
 
 // Fetches `next` meanwhile, the memory that the sweep reads after this block: the sum is bound by arithmetic.
@@ -225,10 +150,10 @@ struct Row {
   }
   A class_weight(int64_t index) const { return weight ? weight[index] : A(1); }
 
-  // w_c q_c over a vector, except for the share (keep) of an index target.
+  // w_c q_c; `probability` leaves out an index target where its share is added by itself.
   template <class W>
   W share(W probability, W weights) const {
-    const W q = kSoft ? probability * W(keep) + W(smooth) : W(smooth);
+    const W q = probability * W(keep) + W(smooth);
     return weight ? q * weights : q;
   }
 
@@ -251,36 +176,28 @@ struct Row {
     return result;
   }
 
-  // Write everything that the forward keeps of a row.
-  void finish(int64_t row, const T* logits, A max, A sum, A log_sum, const Parts<A>& sums, bool accurate) const {
-    A value = sums.value, slope = sums.slope;
-    bool correct = accurate;
-    const bool in_use = counts(row);
+  // Loss and slope of a row (or of neighbouring rows) from the sums over its classes and its label's logit and weight.
+  template <class W, class Used>
+  Parts<W> close(Parts<W> sums, Used used, W z_label, W weight_label, W max, W log_sum) const {
     if constexpr (!kSoft) {
-      if (in_use) {
-        const int64_t y = label(row);
-        const A z = logit(logits, y);
-        const auto f = F::eval((z - max) - log_sum, c.params);
-        const A w = spread ? keep * class_weight(y) : class_weight(y);
-        value += w * f.value;
-        slope += w * f.derivative;
-        correct = z >= max;
-      } else {
-        value = slope = 0;
-        correct = false;
-      }
+      const auto f = F::eval((z_label - max) - log_sum, c.params);
+      const W w = spread ? weight_label * W(keep) : weight_label;
+      sums.value = sums.value + w * f.value;
+      sums.slope = sums.slope + w * f.derivative;
     }
-    if (c.z_loss != 0 && in_use) {
-      const A lse = max + log_sum;
-      value += static_cast<A>(c.z_loss) * lse * lse;
+    if (c.z_loss != 0) {
+      const W lse = max + log_sum;
+      sums.value = sums.value + W(c.z_loss) * lse * lse;
     }
-    static_cast<A*>(c.max)[row] = max;
-    static_cast<A*>(c.log_sum)[row] = log_sum;
-    static_cast<A*>(c.slope)[row] = slope;
-    static_cast<A*>(c.row_loss)[row] = value;
-    if (c.entropy) static_cast<A*>(c.entropy)[row] = log_sum - sums.entropy / sum;
-    // NaN is larger than any target; it does not show in max, but in the sum, where +inf shows the same.
-    if (c.accuracy) static_cast<A*>(c.accuracy)[row] = correct && (sum == sum || !has_nan(logits));
+    return {select(used, sums.value, W(0)), select(used, sums.slope, W(0)), sums.entropy};
+  }
+
+  // NaN is larger than any target; it does not show in the maximum, but in the sum, where +inf shows the same.
+  void set_accuracy(int64_t row, const T* logits, const T* target, A max, A sum) const {
+    bool correct;
+    if constexpr (kSoft) correct = probable_class_is_best(logits, target, max);
+    else correct = counts(row) && logit(logits, label(row)) >= max;
+    static_cast<A*>(c.accuracy)[row] = correct && (sum == sum || !has_nan(logits));
   }
 
   bool has_nan(const T* logits) const {
@@ -292,7 +209,6 @@ struct Row {
   }
 
   bool probable_class_is_best(const T* logits, const T* target, A max) const {
-    if (!kSoft || !c.accuracy) return false;
     int64_t best = 0;
     for (int64_t k = 1; k < c.classes; ++k) {
       if (target[k * c.target_class_stride] > target[best * c.target_class_stride]) best = k;
@@ -346,19 +262,46 @@ struct Row {
       }
     }
     const Parts<A> total{static_cast<A>(sums.value), static_cast<A>(sums.slope), static_cast<A>(sums.entropy)};
-    finish(row, logits, max, static_cast<A>(sum), log_sum, total, probable_class_is_best(logits, target, max));
+    const bool used = counts(row), labelled = !kSoft && used;
+    const auto closed = close(total, used, labelled ? logit(logits, label(row)) : A(0), labelled ? class_weight(label(row)) : A(0), max, log_sum);
+    static_cast<A*>(c.max)[row] = max;
+    static_cast<A*>(c.log_sum)[row] = log_sum;
+    static_cast<A*>(c.slope)[row] = closed.slope;
+    static_cast<A*>(c.row_loss)[row] = closed.value;
+    if (c.entropy) static_cast<A*>(c.entropy)[row] = log_sum - closed.entropy / static_cast<A>(sum);
+    if (c.accuracy) set_accuracy(row, logits, target, max, static_cast<A>(sum));
   }
 
-  // Strided class: a tile of lanes neighbouring rows, swept class by class.
-  void forward_tile(int64_t outer, int64_t first, int64_t lanes) const {
-    alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes], max[kMaxLanes], log_sum[kMaxLanes];
-    Blocked sum, value, slope, entropy;
+  // What the label of each row of a tile selects: whether the row counts, and its class as a number to compare with (-1: none).
+  struct Labels {
+    alignas(64) A used[kMaxLanes], index[kMaxLanes];
+    Labels(const Row& row, int64_t first, int64_t lanes) {
+      for (int64_t j = 0; j < lanes; ++j) {
+        const bool in_use = row.counts(first + j);
+        used[j] = in_use;
+        index[j] = !kSoft && in_use ? static_cast<A>(row.label(first + j)) : A(-1);
+      }
+    }
+    auto mask(int64_t j, int64_t n) const { return less(V(0), load(used + j, n)); }
+  };
+
+  // Strided class: a tile of lanes neighbouring rows, swept class by class. `scratch` takes the logits of the tile on the first
+  // sweep: where they lie in the input, a power of two apart, they fall on each other in the caches. Null where they do not fit.
+  void forward_tile(int64_t outer, int64_t first, int64_t lanes, A* scratch) const {
+    alignas(64) A z_block[kMaxLanes], t_block[kMaxLanes];
     const T* logits = at(outer, first);
     const T* target = kSoft ? probabilities(outer, first) : nullptr;
+    const int64_t row = outer * c.inner + first, pitch = padded(lanes);
+    A* const max = static_cast<A*>(c.max) + row;
+    A* const log_sum = static_cast<A*>(c.log_sum) + row;
+    Blocked sum;
+    const auto class_logits = [&](int64_t k) {
+      return scratch ? scratch + k * pitch : staged(logits + k * c.class_stride, lanes, z_block, transform);
+    };
+    std::fill(max, max + lanes, F::kNormalise ? -kInf<A> : A(0));
     if constexpr (F::kNormalise) {
-      std::fill(max, max + lanes, -kInf<A>);
       for (int64_t k = 0; k < c.classes; ++k) {
-        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        const A* z = staged(logits + k * c.class_stride, lanes, scratch ? scratch + k * pitch : z_block, transform, scratch != nullptr);
         const T* next = logits + (k + 1) * c.class_stride;  // hardware prefetchers stop at a page, and classes lie pages apart
         each_vector<A>(lanes, [&](int64_t j, int64_t n) {
           if (k + 1 < c.classes) __builtin_prefetch(next + j);
@@ -366,19 +309,34 @@ struct Row {
         });
       }
       for (int64_t k = 0; k < c.classes; ++k) {
-        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        const A* z = class_logits(k);
         each_vector<A>(lanes, [&](int64_t j, int64_t n) { sum.add(j, exp(load(z + j, n) - finite_shift(load(max + j, n))), n); });
         if (sum.full(k)) sum.flush(lanes);
       }
       sum.flush(lanes);
       each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(log_sum + j, log(load(sum.total + j, n)), n); });
     } else {
-      std::fill(max, max + lanes, A(0));
       std::fill(log_sum, log_sum + lanes, A(0));
     }
+    const Labels labels(*this, row, lanes);
+    alignas(64) A z_label[kMaxLanes], weight_label[kMaxLanes];
+    if constexpr (!kSoft) {
+      for (int64_t j = 0; j < lanes; ++j) {
+        const int64_t y = labels.index[j] < 0 ? -1 : label(row + j);
+        z_label[j] = y < 0 ? A(0) : F::kNormalise && scratch ? scratch[y * pitch + j] : logit(logits + j, y);
+        weight_label[j] = y < 0 ? A(0) : class_weight(y);
+      }
+    }
+    const auto finish = [&](int64_t j, int64_t n, const Parts<V>& sums) {
+      const auto closed = close(sums, labels.mask(j, n), load(z_label + j, n), load(weight_label + j, n), load(max + j, n), load(log_sum + j, n));
+      store(static_cast<A*>(c.slope) + row + j, closed.slope, n);
+      store(static_cast<A*>(c.row_loss) + row + j, closed.value, n);
+      if (c.entropy) store(static_cast<A*>(c.entropy) + row + j, load(log_sum + j, n) - closed.entropy / load(sum.total + j, n), n);
+    };
     if (spread || c.entropy) {
+      Blocked value, slope, entropy;
       for (int64_t k = 0; k < c.classes; ++k) {
-        const A* z = staged(logits + k * c.class_stride, lanes, z_block, transform);
+        const A* z = class_logits(k);
         if constexpr (kSoft) widen(target + k * c.target_class_stride, t_block, lanes);
         const V weights(class_weight(k));
         each_vector<A>(lanes, [&](int64_t j, int64_t n) {
@@ -396,11 +354,14 @@ struct Row {
       value.flush(lanes);
       slope.flush(lanes);
       entropy.flush(lanes);
+      each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+        finish(j, n, {load(value.total + j, n), load(slope.total + j, n), load(entropy.total + j, n)});
+      });
+    } else {
+      each_vector<A>(lanes, [&](int64_t j, int64_t n) { finish(j, n, {}); });
     }
-    for (int64_t j = 0; j < lanes; ++j) {
-      const Parts<A> total{value.total[j], slope.total[j], entropy.total[j]};
-      finish(outer * c.inner + first + j, logits + j, max[j], sum.total[j], log_sum[j], total,
-             probable_class_is_best(logits + j, target + j, max[j]));
+    if (c.accuracy) {
+      for (int64_t j = 0; j < lanes; ++j) set_accuracy(row + j, logits + j, target + (kSoft ? j : 0), max[j], sum.total[j]);
     }
   }
 
@@ -420,28 +381,47 @@ struct Row {
     }
   };
 
-  // What the gradient of one row needs: W is A, or V for a vector of one row or of neighbouring rows.
+  // What the gradient of one row needs: W is A, or V for neighbouring rows.
   template <class W>
   struct Coefficients {
     W max, log_sum, inverse_sum;
     W probability;     // times p_c
     W loss;            // upstream gradient of the row's loss
+    W label;           // an index target's share, without smoothing
     W entropy, level;  // upstream gradient of the entropy, and the entropy
-
-    template <class To, class Convert>
-    Coefficients<To> map(const Convert& convert) const {
-      return {convert(max), convert(log_sum), convert(inverse_sum), convert(probability), convert(loss), convert(entropy), convert(level)};
-    }
+    static constexpr int kCount = 8;
   };
 
-  // Gradient of one logit but for an index target's share, before the transform's derivative.
+  // read(array) gives the entries of the rows; `used` says which of them count.
+  template <class W, class Used, class Read>
+  Coefficients<W> coefficients(Used used, const Read& read) const {
+    Coefficients<W> k{read(c.max), read(c.log_sum), W(0), W(0), W(0), W(0), W(0), W(0)};
+    k.inverse_sum = exp(W(0) - k.log_sum);
+    if (c.grad_lse) k.probability = read(c.grad_lse);
+    if (c.grad_loss) {
+      // An ignored row's share is 0 even where the divisor is 0 and the upstream gradient over it is no number.
+      k.loss = select(used, per_row ? read(c.grad_loss) : W(shared_loss), W(0));
+      k.label = select(used, k.loss * read(c.slope), W(0));
+      k.probability = k.probability - k.label;
+      if (c.z_loss != 0) {
+        k.probability = k.probability + select(used, k.loss * W(2 * c.z_loss) * (k.max + k.log_sum), W(0));
+      }
+    }
+    if (c.grad_entropy) {
+      k.entropy = read(c.grad_entropy);
+      k.level = read(c.entropy);
+    }
+    return k;
+  }
+
+  // Gradient of the logits of one class. `direct` is an index target's share where it belongs to this class.
   template <class W>
-  W gradient(W z, W probability, W weights, const Coefficients<W>& k) const {
+  W gradient(W z, W probability, W weights, W direct, const Coefficients<W>& k) const {
     const W shifted = z - k.max;
-    W result(0), p(0);
+    W result = direct, p(0);
     if constexpr (F::kNormalise) {
       p = exp(shifted) * k.inverse_sum;
-      result = p * k.probability;
+      result = result + p * k.probability;
     }
     if (extras) {
       const W l = shifted - k.log_sum;
@@ -452,38 +432,14 @@ struct Row {
     return result;
   }
 
-  A upstream(const void* gradients, int64_t row) const { return gradients ? static_cast<const A*>(gradients)[row] : A(0); }
-
-  // All but inverse_sum, which neighbouring rows compute together.
-  Coefficients<A> coefficients(int64_t row) const {
-    const A max = static_cast<const A*>(c.max)[row], log_sum = static_cast<const A*>(c.log_sum)[row];
-    A loss = 0, probability = upstream(c.grad_lse, row);
-    // An ignored row's share is 0 even where the divisor is 0 and the upstream gradient over it is no number.
-    if (c.grad_loss && counts(row)) {
-      loss = per_row ? static_cast<const A*>(c.grad_loss)[row] : shared_loss;
-      probability -= loss * static_cast<const A*>(c.slope)[row];
-      if (c.z_loss != 0) probability += loss * static_cast<A>(2 * c.z_loss) * (max + log_sum);
-    }
-    return {max, log_sum, A(0), probability, loss, upstream(c.grad_entropy, row), c.grad_entropy ? static_cast<const A*>(c.entropy)[row] : A(0)};
-  }
-
   // A row without any upstream gradient is 0, whatever it holds.
-  bool nothing(int64_t row, const Coefficients<A>& k) const {
-    return !(c.grad_loss && counts(row)) && k.probability == 0 && k.entropy == 0;
-  }
-
-  // Add an index target's share to the gradient at the label. A 16-bit gradient is computed anew, so that it is rounded once.
-  void add_label(T* grad, A z, int64_t y, const Coefficients<A>& k) const {
-    const A base = kParts<T> == 1 ? static_cast<A>(*grad) : gradient(z, A(0), class_weight(y), k);
-    A share = k.loss * class_weight(y) * F::eval((z - k.max) - k.log_sum, c.params).derivative;
-    if (spread) share *= keep;
-    *grad = static_cast<T>(base + share * transform.derivative(z));
-  }
+  bool nothing(bool used, const Coefficients<A>& k) const { return !(c.grad_loss && used) && k.probability == 0 && k.entropy == 0; }
 
   T* grad_at(int64_t outer, int64_t inner) const { return static_cast<T*>(c.grad) + outer * c.grad_outer_stride + inner; }
-  // The gradient of n logits at once. weights(i) and coefficients(i) give the vectors that belong to element i.
-  template <class Weights, class Vectors>
-  void backward_sweep(const T* logits, const T* target, T* grad, int64_t n, const Weights& weights, const Vectors& vectors) const {
+
+  // The gradient of n logits at once. one(z, probability, j, count) gives that of the vector at element j.
+  template <class One>
+  void backward_sweep(const T* logits, const T* target, T* grad, int64_t n, const One& one) const {
     constexpr int64_t width = V::size();
     each_vector<T>(n, [&](int64_t i, int64_t count) {
       auto z = load_parts(logits + i, count);
@@ -491,9 +447,8 @@ struct Row {
       if constexpr (kSoft) t = load_parts(target + i, count);
       for (int k = 0; k < kParts<T>; ++k) {
         if (kParts<T> > 1 && k * width >= count) break;
-        const int64_t j = i + k * width, left = std::min(width, count - k * width);
         if (extras) z[k] = transform.apply(z[k]);
-        z[k] = gradient(z[k], t[k], weights(j, left), vectors(j, left));
+        z[k] = one(z[k], t[k], i + k * width, std::min(width, count - k * width));
       }
       store_parts(grad + i, z, count);
     });
@@ -502,55 +457,57 @@ struct Row {
   void backward_row(int64_t row) const {
     const T* logits = at(row, 0);
     T* grad = grad_at(row, 0);
-    auto k = coefficients(row);
-    if (nothing(row, k)) {
+    const bool used = counts(row);
+    const auto k = coefficients<A>(used, [&](const void* array) { return static_cast<const A*>(array)[row]; });
+    if (nothing(used, k)) {
       std::fill(grad, grad + c.classes, T(0));
       return;
     }
-    k.inverse_sum = exp(-k.log_sum);
-    const int64_t y = kSoft || !counts(row) ? -1 : label(row);
+    const int64_t y = kSoft || !used ? -1 : label(row);
     const A z_label = y < 0 ? A(0) : logit(logits, y);  // read before an in-place gradient overwrites it
-    const auto all = k.template map<V>([](A x) { return V(x); });
+    const Coefficients<V> all{V(k.max), V(k.log_sum), V(k.inverse_sum), V(k.probability), V(k.loss), V(k.label), V(k.entropy), V(k.level)};
     backward_sweep(
-        logits, kSoft ? probabilities(row, 0) : nullptr, grad, c.classes,
-        [&](int64_t j, int64_t n) { return spread && weight ? load(weight + j, n) : V(1); }, [&](int64_t, int64_t) { return all; });
-    if (y >= 0) add_label(grad + y, z_label, y, k);
+        logits, kSoft ? probabilities(row, 0) : nullptr, grad, c.classes, [&](V z, V probability, int64_t j, int64_t n) {
+          return gradient(z, probability, spread && weight ? load(weight + j, n) : V(1), V(0), all);
+        });
+    // Computed anew with the label's share, so that a 16-bit gradient is rounded once.
+    if (y >= 0) grad[y] = static_cast<T>(gradient(z_label, A(1), class_weight(y), spread ? A(0) : k.label, k));
   }
 
   void backward_tile(int64_t outer, int64_t first, int64_t lanes) const {
-    alignas(64) A fields[7][kMaxLanes];
-    alignas(64) A z_label[kMaxLanes];
-    const bool overwrites = c.grad == c.input;
+    alignas(64) A fields[Coefficients<A>::kCount][kMaxLanes];
     const T* logits = at(outer, first);
     T* grad = grad_at(outer, first);
     const int64_t row = outer * c.inner + first;
-    bool silent = false;
-    for (int64_t j = 0; j < lanes; ++j) {
-      const auto k = coefficients(row + j);
-      silent |= nothing(row + j, k);
-      int f = 0;
-      k.template map<int>([&](A x) { return fields[f++][j] = x, 0; });
-      if (!kSoft && overwrites && counts(row + j)) z_label[j] = logit(logits + j, label(row + j));
-    }
-    each_vector<A>(lanes, [&](int64_t j, int64_t n) { store(fields[2] + j, exp(V(0) - load(fields[1] + j, n)), n); });
-    const auto vectors = [&](int64_t j, int64_t n) {
-      return Coefficients<V>{load(fields[0] + j, n), load(fields[1] + j, n), load(fields[2] + j, n), load(fields[3] + j, n),
-                             load(fields[4] + j, n), load(fields[5] + j, n), load(fields[6] + j, n)};
-    };
+    const Labels labels(*this, row, lanes);
+    each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+      const auto k = coefficients<V>(labels.mask(j, n), [&](const void* array) { return load(static_cast<const A*>(array) + row + j, n); });
+      int field = 0;
+      for (const V& value : {k.max, k.log_sum, k.inverse_sum, k.probability, k.loss, k.label, k.entropy, k.level}) store(fields[field++] + j, value, n);
+    });
+    const auto lane = [&](int field, int64_t j, int64_t n) { return load(fields[field] + j, n); };
     for (int64_t k = 0; k < c.classes; ++k) {
-      const V w(class_weight(k));
+      const V w(class_weight(k)), index{static_cast<A>(k)};
       backward_sweep(
           logits + k * c.class_stride, kSoft ? probabilities(outer, first) + k * c.target_class_stride : nullptr,
-          grad + k * c.grad_class_stride, lanes, [&](int64_t, int64_t) { return w; }, vectors);
+          grad + k * c.grad_class_stride, lanes, [&](V z, V probability, int64_t j, int64_t n) {
+            const Coefficients<V> at{lane(0, j, n), lane(1, j, n), lane(2, j, n), lane(3, j, n),
+                                     lane(4, j, n), lane(5, j, n), lane(6, j, n), lane(7, j, n)};
+            V direct(0);
+            if constexpr (!kSoft) {
+              const auto mine = equal(load(labels.index + j, n), index);
+              if (spread) probability = select(mine, V(1), V(0));
+              else direct = select(mine, at.label, V(0));
+            }
+            return gradient(z, probability, w, direct, at);
+          });
     }
+    // A row without any upstream gradient is 0 whatever it holds; only where its statistics are no numbers has it become NaN.
     for (int64_t j = 0; j < lanes; ++j) {
-      if (silent && nothing(row + j, coefficients(row + j))) {
+      const A state = fields[0][j] + fields[1][j];
+      if (state - state == 0) continue;
+      if (nothing(labels.used[j] != 0, {fields[0][j], fields[1][j], A(0), fields[3][j], fields[4][j], fields[5][j], fields[6][j], A(0)})) {
         for (int64_t k = 0; k < c.classes; ++k) grad[k * c.grad_class_stride + j] = T(0);
-      } else if (!kSoft && counts(row + j)) {
-        const int64_t y = label(row + j);
-        const Coefficients<A> k{fields[0][j], fields[1][j], fields[2][j], fields[3][j], fields[4][j], fields[5][j], fields[6][j]};
-        // Where the logits are still there, they are in the cache now and were not before the sweep.
-        add_label(grad + y * c.grad_class_stride + j, overwrites ? z_label[j] : logit(logits + j, y), y, k);
       }
     }
   }
@@ -559,6 +516,8 @@ struct Row {
   void run(int64_t begin, int64_t end) const {
     const bool rows = contiguous(c);
     const int64_t lanes = rows ? 1 : tile_lanes(c), tiles = (c.inner + lanes - 1) / lanes;
+    std::unique_ptr<A[]> scratch;
+    if (kForward && !rows && c.classes * padded(lanes) <= kTileElements) scratch.reset(new A[c.classes * padded(lanes)]);
     for (int64_t item = begin; item < end; ++item) {
       if (rows) {
         if constexpr (kForward) forward_row(item);
@@ -566,7 +525,7 @@ struct Row {
       } else {
         const int64_t outer = item / tiles, first = item % tiles * lanes;
         const int64_t n = std::min(lanes, c.inner - first);
-        if constexpr (kForward) forward_tile(outer, first, n);
+        if constexpr (kForward) forward_tile(outer, first, n, scratch.get());
         else backward_tile(outer, first, n);
       }
     }

@@ -24,6 +24,8 @@ inline Vectorized<T> larger(Vectorized<T> a, Vectorized<T> b) { return at::vec::
 template <class T>
 inline Vectorized<T> less(Vectorized<T> a, Vectorized<T> b) { return a < b; }
 template <class T>
+inline Vectorized<T> equal(Vectorized<T> a, Vectorized<T> b) { return a == b; }
+template <class T>
 inline Vectorized<T> select(Vectorized<T> mask, Vectorized<T> yes, Vectorized<T> no) {
   return Vectorized<T>::blendv(no, yes, mask);
 }
