@@ -220,6 +220,10 @@ class _Row(torch.autograd.Function):
         return _BACKWARD_OP[backend](*args), None, None, *rest
 
 
+# Without Function.apply's look for torch.func transforms, 2 us: under one the formula runs. Dynamo knows only Function.apply.
+_apply = super(torch.autograd.Function, _Row).apply
+
+
 def _formula_backward(ctx, *grads):
     """Gradients to input, target and weight through :func:`formula`, differentiable again."""
     input, target, weight, *_ = ctx.saved_tensors
@@ -346,7 +350,8 @@ def row_loss(
         rows, targets = canonical(input, target)
         if weight is not None:
             weight = weight.to(accumulate_dtype(rows.dtype)).contiguous()
-        loss, lse, entropy, accuracy = _Row.apply(
+        apply = _Row.apply if torch.compiler.is_compiling() else _apply
+        loss, lse, entropy, accuracy = apply(
             rows, targets, weight, backend, inplace, return_lse, return_entropy, return_accuracy, zero_empty, dtype,
             (name, params, *settings),
         )

@@ -49,13 +49,12 @@ struct Transform {
   }
 };
 
-// n transformed logits from `from` as acc in `scratch`, or `from` itself when there is nothing to do and no copy is wanted.
+// n transformed logits from `from` as acc; `from` itself when there is nothing to do.
 template <class T>
-inline const acc_of<T>* staged(
-    const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform, bool copy = false) {
+inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform) {
   using A = acc_of<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (transform.identity() && !copy) return from;
+    if (transform.identity()) return from;
   }
   widen(from, scratch, n);
   if (!transform.identity()) {
@@ -301,11 +300,13 @@ struct Row {
     std::fill(max, max + lanes, F::kNormalise ? -kInf<A> : A(0));
     if constexpr (F::kNormalise) {
       for (int64_t k = 0; k < c.classes; ++k) {
-        const A* z = staged(logits + k * c.class_stride, lanes, scratch ? scratch + k * pitch : z_block, transform, scratch != nullptr);
-        const T* next = logits + (k + 1) * c.class_stride;  // hardware prefetchers stop at a page, and classes lie pages apart
-        each_vector<A>(lanes, [&](int64_t j, int64_t n) {
-          if (k + 1 < c.classes) __builtin_prefetch(next + j);
-          store(max + j, larger(load(max + j, n), load(z + j, n)), n);
+        // Hardware prefetchers stop at a page, and classes lie pages apart.
+        const T *from = logits + k * c.class_stride, *next = from + (k + 1 < c.classes ? c.class_stride : 0);
+        each_part<T>(lanes, from, [&](V z, int64_t j, int64_t n) {
+          __builtin_prefetch(next + j);
+          if (!transform.identity()) z = transform.apply(z);
+          if (scratch) store(scratch + k * pitch + j, z, n);
+          store(max + j, larger(load(max + j, n), z), n);
         });
       }
       for (int64_t k = 0; k < c.classes; ++k) {
@@ -488,11 +489,16 @@ struct Row {
     const auto lane = [&](int field, int64_t j, int64_t n) { return load(fields[field] + j, n); };
     for (int64_t k = 0; k < c.classes; ++k) {
       const V w(class_weight(k)), index{static_cast<A>(k)};
+      const bool last = k + 1 == c.classes;
+      const T* next = logits + (last ? k : k + 1) * c.class_stride;
+      const T* next_grad = grad + (last ? k : k + 1) * c.grad_class_stride;
       backward_sweep(
           logits + k * c.class_stride, kSoft ? probabilities(outer, first) + k * c.target_class_stride : nullptr,
           grad + k * c.grad_class_stride, lanes, [&](V z, V probability, int64_t j, int64_t n) {
             const Coefficients<V> at{lane(0, j, n), lane(1, j, n), lane(2, j, n), lane(3, j, n),
                                      lane(4, j, n), lane(5, j, n), lane(6, j, n), lane(7, j, n)};
+            __builtin_prefetch(next + j);
+            __builtin_prefetch(next_grad + j, 1);
             V direct(0);
             if constexpr (!kSoft) {
               const auto mine = equal(load(labels.index + j, n), index);

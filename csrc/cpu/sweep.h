@@ -64,16 +64,22 @@ inline void store_parts(T* p, const Parted<T>& v, int64_t count) {
   else store(p, at::vec::convert_from_float<T>(v[0], v[1]), count);
 }
 
-template <class T>
-inline void widen(const T* from, acc_of<T>* to, int64_t n) {
+// f(vector, its first element, its number of elements) over n numbers as acc.
+template <class T, class F>
+inline void each_part(int64_t n, const T* from, F&& f) {
   constexpr int64_t width = Vectorized<acc_of<T>>::size();
   each_vector<T>(n, [&](int64_t i, int64_t count) {
     const auto parts = load_parts(from + i, count);
     for (int k = 0; k < kParts<T>; ++k) {
       const int64_t left = std::min(width, count - k * width);
-      if (left > 0) store(to + i + k * width, parts[k], left);
+      if (left > 0) f(parts[k], i + k * width, left);
     }
   });
+}
+
+template <class T>
+inline void widen(const T* from, acc_of<T>* to, int64_t n) {
+  each_part<T>(n, from, [&](Vectorized<acc_of<T>> v, int64_t i, int64_t count) { store(to + i, v, count); });
 }
 
 // The lanes of a vector combined by halves, which takes a quarter of the time of one after the other.
