@@ -118,7 +118,8 @@ def scales(call: Call, upstream: Mapping[str, Tensor]) -> dict[str, float]:
     """The size of the terms that each result is summed from; what the accumulation dtype's eps is relative to.
 
     Scaling or capping the logits rounds each of them, so the error grows with them; without, ``z - max(z)`` is exact and it does not.
-    "largest" is the size of the logits themselves, to which the float64 truth rounds (torch's logsumexp backward subtracts it).
+    "truth" is what the float64 truth itself is off by, in units of its eps: torch's logsumexp backward rounds to the size of the
+    logits, and its sums over classes are not compensated.
     """
     case, loss = call.case, LOSSES[call.case.loss]
     logits = call.input.double() * case.logit_scale
@@ -151,7 +152,7 @@ def scales(call: Call, upstream: Mapping[str, Tensor]) -> dict[str, float]:
     spread = 1.0 + math.log(max(classes, 1))
     back = through.get("loss", 0.0) * each * slope + through.get("lse", 0.0) + through.get("entropy", 0.0) * spread
     return {
-        "largest": largest,
+        "truth": largest + math.sqrt(classes),
         "loss": unit * share,
         "lse": rounding + lse,
         "entropy": rounding + math.log(max(classes, 1)),
@@ -260,7 +261,7 @@ def check(
             if hot is not None and name in ("lse", "entropy", "input"):
                 excused = hot if name == "input" else hot.select(1 if hot.dim() > 1 else 0, 0)
                 value = torch.where(value.isnan() & excused, wanted[name].to(value.dtype), value)
-            few = FEW * limits[name] * (eps + torch.finfo(torch.float64).eps * limits["largest"])
+            few = FEW * limits[name] * (eps + torch.finfo(torch.float64).eps * limits["truth"])
             few = few if math.isfinite(few) else 0.0
             try:
                 compare(part + name, value, wanted[name], few, rounding)
