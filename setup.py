@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -46,8 +47,8 @@ def cpu_extensions() -> list[Extension]:
     ]
     for name, flags in sets.items():
         extensions.append(
-            Extension(f"fastloss._cpu_{name}", ["csrc/cpu/row.cpp"], extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"],
-                      **shared)
+            Extension(f"fastloss._cpu_{name}", [f"csrc/cpu/{stem}.cpp" for stem in ("kernels", "row", "elementwise")],
+                      extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"], **shared)
         )
     return extensions
 
@@ -59,20 +60,21 @@ def cuda_extensions() -> list[Extension]:
     except ImportError:
         print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
         return []
-    kernels = ROOT / "csrc/cuda/row.cu"
-    shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*HEADERS, str(kernels)]}
+    kernels = ["csrc/cuda/row.cu", "csrc/cuda/elementwise.cu"]
+    headers = [header for header in HEADERS if not header.startswith("csrc/cpu/")]
+    shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*headers, *kernels]}
     flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
     emulated = Extension(
         "fastloss._cuda_emulated", extra_compile_args=[*flags, "-DFASTLOSS_EMULATED", "-DFASTLOSS_MODULE=_cuda_emulated"], **shared
     )
-    emulated.kernels = [os.environ.get("CXX", "c++"), *flags, "-c", "-x", "c++", str(kernels)]
+    emulated.kernels = {source: [os.environ.get("CXX", "c++"), *flags, "-c", "-x", "c++", source] for source in kernels}
     found = [emulated]
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         print("fastloss: no nvcc on the PATH, so the cuda backend works on CPU tensors only", file=sys.stderr)
         return found
     native = Extension("fastloss._cuda", extra_compile_args=[*flags, "-DFASTLOSS_MODULE=_cuda"], **shared)
-    native.kernels = [nvcc, *nvcc_flags(), "-c", str(kernels)]
+    native.kernels = {source: [nvcc, *nvcc_flags(), "-c", source] for source in kernels}
     lines = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
     top = re.search(r"TOP=(\S+)", lines)
     native.library_dirs = [str(Path(top.group(1)) / "lib64")] if top else []
@@ -112,14 +114,23 @@ class BuildEach(build_ext):
             print(f"fastloss: {extension.name} is left out: {error}", file=sys.stderr)
 
     def compile_kernels(self, extension):
-        """Run the extension's own compiler, which setuptools does not know, unless its object file is newer than all it is made of."""
-        if not hasattr(extension, "kernels"):
-            return
-        made = Path(self.build_temp) / "kernels.o"
-        made.parent.mkdir(parents=True, exist_ok=True)
-        if self.force or not made.exists() or any(Path(p).stat().st_mtime > made.stat().st_mtime for p in extension.depends):
-            subprocess.run([*extension.kernels, "-o", str(made)], check=True)
-        extension.extra_objects = [str(made)]
+        """Run the extension's own compiler, which setuptools does not know, on each source whose object file is not newer than
+        all it is made of, side by side.
+        """
+        kernels = getattr(extension, "kernels", {})
+        headers = [path for path in extension.depends if path not in kernels]
+
+        def compile_one(source):
+            made = Path(self.build_temp) / Path(source).with_suffix(".o").name
+            made.parent.mkdir(parents=True, exist_ok=True)
+            inputs = [source, *headers]
+            if self.force or not made.exists() or any(Path(p).stat().st_mtime > made.stat().st_mtime for p in inputs):
+                subprocess.run([*kernels[source], "-o", str(made)], check=True)
+            return str(made)
+
+        if kernels:
+            with ThreadPoolExecutor() as pool:
+                extension.extra_objects = list(pool.map(compile_one, kernels))
 
 
 def extensions() -> list[Extension]:

@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"{about['machine']['processor']}, {about['threads']} threads, {about['machine']['instruction set of the cpu backend']}; "
                   f"{versions}; {about['date']}; load {about['load_average']:.1f} to {about['load_average_after']:.1f}", highlight=False)
     console.print(report.table(result["rows"]))
+    result["families"] = report.families(result["rows"])
+    for family in result["families"]:
+        console.print(report.family_line(family), highlight=False)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     for name, wrong in result["refused"].items():

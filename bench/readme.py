@@ -10,6 +10,8 @@ from pathlib import Path
 from fastloss.nn import class_name
 from fastloss.registry import LOSSES
 
+from .report import family_line
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -47,6 +49,8 @@ def result_table(results: dict) -> str:
             f"{_cell(row, 'speedup_compiled', '.1f')} | {_cell(row, 'per_cent_of_floor', '.0f')} | {_cell(row, 'ours_extra_mb', '.0f')}, "
             f"{_cell(row, 'eager_extra_mb', '.0f')} | {targets} |"
         )
+    for family in results.get("families", ()):
+        lines += ["", family_line(family)]
     return "\n".join(lines)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
 
 import torch
 from rich.markup import escape
 from rich.table import Table
 
 from fastloss.cli import information
+from fastloss.registry import LOSSES
 
 from .workloads import Workload
 
@@ -101,3 +103,28 @@ def table(rows: list[dict]) -> Table:
             *extra, "\n".join(map(_target, row["targets"])),
         )
     return shown
+
+
+FAMILY_RATIO = 3.0  # that the element-wise losses have to be faster than eager by, as a geometric mean
+
+
+def families(rows: list[dict]) -> list[dict]:
+    """The geometric mean of the element-wise losses' speedups, for each dtype that more than half of them was timed in."""
+    engine = {name: about.engine for name, about in LOSSES.items()}
+    count = sum(kind == "elementwise" for kind in engine.values())
+    found = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        ratios = [row["speedup_eager"] for row in rows
+                  if engine[row["loss"]] == "elementwise" and row["dtype"] == dtype and row["name"].endswith("2^23")]
+        if 2 * len(ratios) > count:
+            mean = statistics.geometric_mean(ratios)
+            found.append({"dtype": dtype, "losses": len(ratios), "speedup_eager": mean, "wanted": FAMILY_RATIO, "met": mean >= FAMILY_RATIO})
+    return found
+
+
+def family_line(family: dict) -> str:
+    """One of :func:`families` as a sentence."""
+    return (
+        f"Element-wise losses, {family['dtype']}, 2^23 elements: {family['losses']} losses, geometric mean {family['speedup_eager']:.1f} times faster "
+        f"than torch eager; target {family['wanted']:g}x: {'met' if family['met'] else 'not met'}."
+    )

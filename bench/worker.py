@@ -39,10 +39,10 @@ def _seconds(action: Callable[[], object]) -> float:
     return elapsed
 
 
-def _step(call: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: Tensor, view: bool) -> Tensor:
+def _step(call: Callable[..., Tensor], input: Tensor, others: tuple[Tensor, ...], view: bool) -> Tensor:
     # An output of an operation, as a model gives it: an input may be overwritten only when it is no leaf.
     logits = input.view_as(input) if view else input
-    (grad,) = torch.autograd.grad(call(logits, target), logits)
+    (grad,) = torch.autograd.grad(call(logits, *others), logits)
     return grad
 
 
@@ -53,7 +53,7 @@ def _spread(times: list[float]) -> dict[str, float]:
 
 def measure_time(workload: Workload, repeats: int, compiled: bool) -> dict:
     """Alternate the sides, one repeat of each in turn."""
-    input, target = workload.tensors()
+    input, *others = workload.tensors()
     fresh = input.clone() if workload.inplace else None
     input.requires_grad_()
     calls = {"ours": workload.our_call, "eager": workload.rival_call}
@@ -61,7 +61,7 @@ def measure_time(workload: Workload, repeats: int, compiled: bool) -> dict:
     if compiled:
         calls["compiled"] = torch.compile(workload.rival_call)
         try:
-            _step(calls["compiled"], input, target, False)
+            _step(calls["compiled"], input, others, False)
         except Exception as error:  # Inductor needs a C++ compiler and can fail in many ways; the other sides are still worth timing
             failed["compiled"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             del calls["compiled"]
@@ -71,11 +71,11 @@ def measure_time(workload: Workload, repeats: int, compiled: bool) -> dict:
         if fresh is not None:
             with torch.no_grad():
                 input.copy_(fresh)
-        return _seconds(lambda: _step(calls[side], input, target, inplace))
+        return _seconds(lambda: _step(calls[side], input, others, inplace))
 
     def run_tiny(side: str) -> float:
-        names = {"step": _step, "call": calls[side], "input": input, "target": target, "view": workload.inplace}
-        return Timer("step(call, input, target, view)", globals=names).blocked_autorange(min_run_time=0.05).median
+        names = {"step": _step, "call": calls[side], "input": input, "others": others, "view": workload.inplace}
+        return Timer("step(call, input, others, view)", globals=names).blocked_autorange(min_run_time=0.05).median
 
     timed = run_tiny if workload.elements < TINY else run
     times: dict[str, list[float]] = {side: [] for side in calls}
@@ -95,14 +95,14 @@ def _resident(key: str) -> int:
 def measure_memory(workload: Workload, side: str) -> dict:
     """Growth of the resident set at its peak, over the inputs, in bytes."""
     call = workload.our_call if side == "ours" else workload.rival_call
-    small, labels = workload.smaller(workload.shape[0]).tensors()
+    small, *few = workload.smaller(workload.shape[0]).tensors()
     inplace = workload.inplace and side == "ours"
-    _step(call, small.requires_grad_(), labels, inplace)  # loads libraries and starts threads, which is not the loss's memory
-    input, target = workload.tensors()
+    _step(call, small.requires_grad_(), few, inplace)  # loads libraries and starts threads, which is not the loss's memory
+    input, *others = workload.tensors()
     input.requires_grad_()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present
-    gradient = _step(call, input, target, inplace)
+    gradient = _step(call, input, others, inplace)
     grown = _resident("VmHWM") - before
     del gradient
     return {"extra_bytes": max(grown, 0)}
@@ -126,8 +126,7 @@ def main() -> None:
             result = {"wrong": None}
         except Mismatch as mismatch:
             result = {"wrong": str(mismatch)}
-        input, target = workload.tensors()
-        chosen = fastloss.explain(workload.about.function, input, target)
+        chosen = fastloss.explain(workload.about.function, *workload.tensors())
         result |= {"backend": chosen.backend, "reason": chosen.reason}
     elif arguments.kind == "time":
         result = measure_time(workload, arguments.repeats, arguments.compiled)

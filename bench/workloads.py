@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastloss.cases import Case
+from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.registry import LOSSES, Loss
 
 
@@ -98,6 +99,53 @@ class Workload:
         return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, backend="eager")
 
 
+@dataclass(frozen=True)
+class ElementwiseWorkload(Workload):
+    """A row of the table for a loss of the element-wise engine: `shape` is of every operand."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Every operand read forward and backward, the gradient of the first written."""
+        return (2 * len(self.domains) + 1) * self.elements * getattr(torch, self.dtype).itemsize
+
+    @property
+    def domains(self) -> list[str]:
+        """The numbers that each operand takes; an optional one is left out."""
+        return list(self.about.operands.values())[: len(self.about.operands) - self.about.optional]
+
+    def check_case(self, rows: int = 5000) -> ElementwiseCase:
+        """The same call on few elements, for the correctness check."""
+        case = ElementwiseCase(shape=(min(self.elements, rows),), dtype=self.dtype, third_shape="" if self.about.optional else "same")
+        return replace(case.of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The operands, the same on every run."""
+        torch.manual_seed(0)
+        return tuple(DOMAINS[domain](torch.randn(self.shape)).to(getattr(torch, self.dtype)) for domain in self.domains)
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """torch's own function; of sigmoid focal the formula as others compute it; else ours in plain torch."""
+        params = dict(self.check_case().params)
+        if self.about.torch:
+            return functools.partial(getattr(F, self.about.torch), **params, **self.options)
+        if self.loss == "sigmoid_focal":
+            return functools.partial(_focal_in_torch, **params, **self.options)
+        return functools.partial(self.about.function, **params, **self.options, backend="eager")
+
+
+def _focal_in_torch(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+    p = torch.sigmoid(input)
+    p_t = p * target + (1 - p) * (1 - target)
+    loss = F.binary_cross_entropy_with_logits(input, target, reduction="none") * (1 - p_t) ** gamma
+    loss = loss * (alpha * target + (1 - alpha) * (1 - target))
+    return loss.mean() if reduction == "mean" else loss
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 
@@ -118,7 +166,16 @@ WORKLOADS = {
         Workload("ce tiny fp32 32x10", shape=(32, 10), eager_ratio=0.8),
         *(
             Workload(f"{name} {short} 8192x2000", loss=name, shape=(8192, 2000), dtype=dtype)
-            for name in LOSSES
+            for name, about in LOSSES.items()
+            if about.engine == "row"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        ElementwiseWorkload("sigmoid_focal fp32 2^24", loss="sigmoid_focal", shape=(2**24,), options={"reduction": "mean"}, eager_ratio=6.0),
+        ElementwiseWorkload("mse tiny fp32 64", loss="mse", shape=(64,), eager_ratio=0.8),
+        *(
+            ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
+            for name, about in LOSSES.items()
+            if about.engine == "elementwise"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
     )

@@ -32,6 +32,11 @@ FL_HD double expm1(double x) { return ::expm1(x); }
 FL_HD float tanh(float x) { return ::tanhf(x); }
 FL_HD double tanh(double x) { return ::tanh(x); }
 
+FL_HD float sqrt(float x) { return ::sqrtf(x); }
+FL_HD double sqrt(double x) { return ::sqrt(x); }
+FL_HD float abs(float x) { return ::fabsf(x); }
+FL_HD double abs(double x) { return ::fabs(x); }
+
 // The larger of the two; a when b is NaN.
 FL_HD float larger(float a, float b) { return b > a ? b : a; }
 FL_HD double larger(double a, double b) { return b > a ? b : a; }
@@ -43,11 +48,40 @@ FL_HD bool equal(double a, double b) { return a == b; }
 FL_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FL_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
+enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kRowMean = 3, kWeightedMean = 4 };
+
+constexpr int kMaxParams = 4;
+
 // A value and its derivative with respect to the functor's argument; the compiler drops the unused half.
 template <class V>
 struct Slope {
   V value, derivative;
 };
+
+// x, but `low` where x is smaller; NaN stays NaN.
+template <class V>
+FL_HD V at_least(V low, V x) {
+  return select(less(x, low), low, x);
+}
+
+// -1, 0 or 1; 0 for NaN.
+template <class V>
+FL_HD V sign(V x) {
+  return select(less(V(0), x), V(1), select(less(x, V(0)), V(-1), V(0)));
+}
+
+// log(1 + exp(x)) without overflow
+template <class V>
+FL_HD V softplus(V x) {
+  return at_least(V(0), x) + log1p(exp(V(0) - abs(x)));
+}
+
+// 1 / (1 + exp(-x)) without overflow, and small ones to full relative accuracy
+template <class V>
+FL_HD V sigmoid(V x) {
+  const V e = exp(V(0) - abs(x));
+  return select(less(x, V(0)), e, V(1)) / (V(1) + e);
+}
 
 // log(1 - exp(x)) for x <= 0 without cancellation: Maechler 2012, equation 7.
 template <class V>

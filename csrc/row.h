@@ -5,8 +5,6 @@
 
 namespace fastloss {
 
-constexpr int kMaxParams = 4;
-
 // A loss of the row engine is a function of the log-probability l of a class, with its derivative:
 //   loss = sum_c w_c q_c f(l_c),  q the (smoothed) target distribution.
 // kNormalise: l is the log-softmax of the input; otherwise the input itself. Parameters come as P = float or double.
@@ -45,8 +43,6 @@ struct SoftmaxFocal {
   X(cross_entropy, CrossEntropy) \
   X(nll, Nll) \
   X(softmax_focal, SoftmaxFocal)
-
-enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kRowMean = 3 };
 
 // One call. `acc` is double for double inputs, else float. Rows are numbered r = o * inner + i, and class c of row r lies at
 // offset o * outer_stride + c * class_stride + i: inner == 1 and class_stride == 1 is the contiguous class of kernels,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from .engine import REDUCTIONS
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -79,6 +83,86 @@ def row(
     return batched, soft, dtype
 
 
+def elementwise(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None, reduction: str) -> tuple[int, torch.dtype]:
+    """Check the arguments of an element-wise loss; gives the code of the reduction and the dtype to compute in."""
+    name = entry.name
+    named = [(n, t) for n, t in zip((*entry.operands, "weight"), (*operands, *(None,) * (len(entry.operands) - len(operands)), weight))
+             if t is not None]
+    for argument, tensor in named:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+    code = REDUCTIONS.get(reduction, -1)
+    if not 0 <= code <= 2:
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
+    (first, input), *others = named
+    dtype = input.dtype
+    for argument, tensor in others:
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected all tensors on one device, but {first} is on {input.device} and {argument} on {tensor.device}"
+            )
+        if tensor.dtype != dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype not in FLOATING:
+        raise NotImplementedError(f"{name}: {first} must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    try:
+        if len({t.shape for _, t in named}) > 1:
+            torch.broadcast_shapes(*(t.shape for _, t in named))
+    except RuntimeError:
+        shapes = " and ".join(f"{argument} of shape {tuple(t.shape)}" for argument, t in named)
+        raise RuntimeError(f"{name}: {shapes} do not broadcast") from None
+    if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
+        dtype = torch.float32  # autocast's rule for losses
+    return code, dtype
+
+
+def warn(message: str) -> None:
+    """Warn the caller of the public function; not while compiling, which a warning would break."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=4)
+
+
+def sizes_differ(input: Tensor, target: Tensor) -> None:
+    """torch's warning where a target broadcasts."""
+    if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape != target.shape:
+        warn(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+            "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size."
+        )
+
+
+def positive(name: str, argument: str, value: float, zero: bool = False, error: type[Exception] = ValueError) -> None:
+    """Raise unless a parameter is positive (or zero, where that is allowed)."""
+    if not (value >= 0 if zero else value > 0):
+        raise error(f"{name}: {argument} must be {'at least 0' if zero else 'positive'}, got {value}")
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether looking at values costs no synchronisation and no graph break."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and tensor.numel() > 0
+    )
+
+
+def probabilities(name: str, input: Tensor) -> None:
+    """Raise for a number that is not in [0, 1]. Only for CPU tensors."""
+    if _readable(input) and input.is_floating_point():
+        low, high = torch.aminmax(input.detach())
+        if not (low >= 0 and high <= 1):
+            raise RuntimeError(f"{name}: all elements of input should be between 0 and 1, got {float(low)} to {float(high)}")
+
+
+def not_negative(name: str, argument: str, tensor: Tensor) -> None:
+    """Raise for a negative number. Only for CPU tensors."""
+    if _readable(tensor) and tensor.detach().amin() < 0:
+        raise ValueError(f"{name}: {argument} has negative entry/entries")
+
+
 def _index_target(name: str, soft_targets: bool, shape: torch.Size, target: Tensor) -> None:
     got = target.shape
     if len(shape) > 1 and got and got[0] != shape[0]:
@@ -99,12 +183,7 @@ def _index_target(name: str, soft_targets: bool, shape: torch.Size, target: Tens
 
 def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
     """Raise IndexError for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
-    if (
-        target.device.type != "cpu"
-        or type(target) is not Tensor
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if not _readable(target):
         return
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bad.any():

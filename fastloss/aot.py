@@ -6,6 +6,7 @@ GPU would be given: the same specialisation, tile and options.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -15,8 +16,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
+
+from .engine import REDUCTIONS, accumulate_dtype
 
 # Shared memory that one block may have, in bytes.
 SHARED_LIMITS = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
@@ -30,6 +34,9 @@ VARIANTS = {
     "hard": {**_FULL, "weight": True, "extras": True},
     "soft": {**_FULL, "weight": True, "extras": True, "soft": True},
 }
+# Of the element-wise engine: contiguous with a gradient to the input; views with weights and every gradient, of a loss with three operands.
+ELEMENTWISE_VARIANTS = ("plain", "full")
+_FULL_ELEMENTWISE = "gaussian_nll"
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -61,7 +68,7 @@ def rows(
 
     Returns:
         A dict each with kernel, functor, variant, dtype, configuration, target, registers, spills (bytes), shared (bytes), has_mma,
-        access_bytes (the widest access to global memory) and streams (whether the kernel goes over whole rows).
+        access_bytes (the widest access to global memory) and streams (whether the kernel goes over whole tensors).
 
     Raises:
         ValueError: a target is unknown.
@@ -111,11 +118,20 @@ class _NamedGpu:
         return 0
 
 
-def _cases(quick: bool) -> Iterator[tuple[str, str, torch.dtype, bool, int]]:
-    """(functor, variant, dtype, contiguous, classes), with a number of classes for every row of the tuning table."""
+class _Case(NamedTuple):
+    """One call of both launchers of an engine, on tensors without data."""
+
+    functor: str
+    variant: str
+    dtype: torch.dtype
+    contiguous: bool
+    launch: Callable[[], None]
+
+
+def _row_cases(quick: bool) -> Iterator[_Case]:
+    """With a number of classes for every row of the tuning table."""
     from fastloss.kernels.functors import FUNCTORS
-    from fastloss.kernels.row import layout_class
-    from fastloss.kernels.tuning import TUNING
+    from fastloss.kernels.tuning import TUNING, layout_class
 
     functors = list(FUNCTORS)[:1] if quick else FUNCTORS
     dtypes = DTYPES[:2] if quick else DTYPES
@@ -125,11 +141,11 @@ def _cases(quick: bool) -> Iterator[tuple[str, str, torch.dtype, bool, int]]:
             # A functor adds the same few instructions to every variant, so the variants of the engine are tried with one of them.
             variants = VARIANTS if functor == next(iter(FUNCTORS)) else ("plain",)
             for variant in variants:
-                yield functor, variant, dtype, contiguous, most or 32768
+                launches = functools.partial(_row_launches, functor, variant, dtype, contiguous, most or 32768)
+                yield _Case(functor, variant, dtype, contiguous, launches)
 
 
-def _launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, classes: int) -> None:
-    """Call both launchers on tensors without data."""
+def _row_launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, classes: int) -> None:
     from fastloss.kernels import row
 
     features = VARIANTS[variant]
@@ -137,12 +153,11 @@ def _launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, 
     classes -= not aligned
     shape = (256, classes) if contiguous else (2, classes, 256 - (not aligned))
     extras, soft = features.get("extras", False), features.get("soft", False)
-    reduction = row.REDUCTIONS["mean" if aligned else "none"]
+    reduction = REDUCTIONS["mean" if aligned else "none"]
     input = torch.empty(shape, dtype=dtype, device="meta")
     rows = input.numel() // classes
     target = torch.empty_like(input) if soft else torch.empty(rows, dtype=torch.int64, device="meta")
-    accumulate = row.accumulate_dtype(dtype)
-    weight = torch.empty(classes, dtype=accumulate, device="meta") if features.get("weight") else None
+    weight = torch.empty(classes, dtype=accumulate_dtype(dtype), device="meta") if features.get("weight") else None
     numbers = [features.get(name, float(name == "logit_scale")) for name in ("label_smoothing", "z_loss", "softcap", "logit_scale")]
     settings = functor, [], *numbers, -100, reduction
     loss, stats, divisor, entropy, _ = row.row_forward(input, target, weight, *settings, False, extras, extras, dtype)
@@ -150,12 +165,39 @@ def _launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, 
     row.row_backward(loss, per_row, per_row, input, target, weight, stats, divisor, entropy, *settings)
 
 
+def _elementwise_cases(quick: bool) -> Iterator[_Case]:
+    from fastloss.kernels.functors import ELEMENTWISE
+
+    functors = [_FULL_ELEMENTWISE] if quick else ELEMENTWISE
+    for functor, dtype in itertools.product(functors, DTYPES[:2] if quick else DTYPES):
+        for variant in ELEMENTWISE_VARIANTS if functor == _FULL_ELEMENTWISE else ("plain",):
+            launches = functools.partial(_elementwise_launches, functor, variant, dtype)
+            yield _Case(functor, variant, dtype, variant == "plain", launches)
+
+
+def _elementwise_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
+    from fastloss.kernels import elementwise
+
+    # Every call has a third operand: what does not use it compiles to the same code, less the load.
+    full = variant == "full"
+    if full:
+        operands = [torch.empty(31, 65, 33, dtype=dtype, device="meta").transpose(1, 2) for _ in range(4)]
+    else:
+        operands = [torch.empty(1 << 16, dtype=dtype, device="meta") for _ in range(3)] + [None]
+    settings = functor, [], REDUCTIONS["none" if full else "mean"]
+    loss, divisor = elementwise.elementwise_forward(*operands, *settings)
+    elementwise.elementwise_backward(loss, *operands, divisor, *settings, True, full, full)
+    if full:
+        settings = functor, [], REDUCTIONS["weighted_mean"]
+        elementwise.elementwise_forward(*operands, *settings)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from fastloss.kernels import row
+    from fastloss.kernels import launch
 
     amd = name.startswith("gfx")
     driver.set_active(_NamedGpu(GPUTarget("hip", name, 64) if amd else GPUTarget("cuda", int(name[3:]), 32)))
@@ -164,29 +206,29 @@ def _compile_all(name: str, quick: bool) -> None:
     def compile_only(kernel, programs, device, *args, **options):
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
-    row.launch = compile_only
-    cases = list(_cases(quick))
+    launch.run = compile_only
+    cases = [*_row_cases(quick), *_elementwise_cases(quick)]
     seen = set()
-    for done, (functor, variant, dtype, contiguous, classes) in enumerate(cases, 1):
-        _launches(functor, variant, dtype, contiguous, classes)
+    for done, case in enumerate(cases, 1):
+        case.launch()
         found = []
         for kernel, options, binary in compiled:
             if binary.hash in seen:
                 continue
             seen.add(binary.hash)
             tile = {key.lower(): options[key] for key in ("ROWS", "BLOCK", "num_warps", "STAGES") if key in options}
-            layout = {} if kernel == "reduce_kernel" else {"layout": "contiguous" if contiguous else "strided"}
+            layout = {} if kernel == "reduce_kernel" else {"layout": "contiguous" if case.contiguous else "strided"}
             found.append(
                 {
                     "kernel": kernel,
-                    "functor": functor if "FN" in options else "",
-                    "variant": variant,
-                    "dtype": str(dtype).removeprefix("torch."),
+                    "functor": case.functor if "FN" in options else "",
+                    "variant": case.variant,
+                    "dtype": str(case.dtype).removeprefix("torch."),
                     "configuration": " ".join(f"{key}={value}" for key, value in {**layout, **tile}.items()),
                     "target": name,
                     **(_amd_usage(binary) if amd else _nvidia_usage(binary)),
                     "shared": binary.metadata.shared,
-                    "streams": kernel == "backward_kernel" or options.get("NORMALISE", False),
+                    "streams": "FN" in options and (kernel != "forward_kernel" or options["NORMALISE"]),
                 }
             )
         compiled.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -148,6 +148,83 @@ class Call:
         target = self.target.to(dtype) if self.target.is_floating_point() else self.target
         weight = None if self.weight is None else self.weight.to(dtype)
         return Call(self.case, self.input.to(dtype), target, weight, self.input_memory, self.target_memory)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"input": self.input, "target": self.target} | ({} if self.weight is None else {"weight": self.weight})
+
+    def differentiable(self) -> list[str]:
+        """The tensors that gradients are compared of."""
+        return [name for name, tensor in self.tensors().items()
+                if name == "input" or self.case.gradients == "all" and tensor.is_floating_point()]
+
+    def arguments(self, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """How the loss takes these tensors: by position, and by keyword."""
+        named = {weight_keyword(self.case.loss): tensors["weight"]} if "weight" in tensors else {}
+        return (tensors["input"], tensors["target"]), named
+
+    def operators(self, backend: str) -> list[str]:
+        """The operators that a forward and backward on a compiled backend run."""
+        formula = self.case.gradients == "all" and (self.target.is_floating_point() or self.weight is not None)
+        backward = [] if formula else [f"row_backward_.{backend}" if self.case.inplace else f"row_backward.{backend}"]
+        return [f"row_forward.{backend}", *backward]
+
+    def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, float]:
+        """The size of the terms that each result is summed from; what the accumulation dtype's eps is relative to.
+
+        Scaling or capping the logits rounds each of them, so the error grows with them; without, ``z - max(z)`` is exact and it does not.
+        "truth" is what the float64 truth itself is off by, in units of its eps: torch's logsumexp backward rounds to the size of the
+        logits, and its sums over classes are not compensated.
+        """
+        case, loss = self.case, LOSSES[self.case.loss]
+        logits = self.input.double() * case.logit_scale
+        logits = logits[logits.isfinite()]
+        largest = float(logits.abs().max()) if logits.numel() else 0.0
+        rounding = 1.0
+        if case.softcap:
+            rounding += case.softcap + min(largest, case.softcap)
+            largest = min(largest, case.softcap)
+        elif case.logit_scale != 1.0 or not loss.logits:
+            rounding += largest
+        classes = self.input.shape[1 if self.input.dim() > 1 else 0]
+        weight = 1.0 if self.weight is None else float(self.weight.double().abs().max()) if self.weight.numel() else 0.0
+        steep = 1.0 + sum(abs(value) for _, value in case.params)
+        rows = max(self.input.numel() // max(classes, 1), 1)
+        if self.target.is_floating_point():
+            mass = self.target.double().abs().sum(1 if self.input.dim() > 1 else 0)
+            weight *= max(float(mass.max()) if mass.numel() else 0.0, 1.0)
+            divisor = float(rows)
+        else:
+            counted = self.target[self.target != case.ignore_index].long()
+            by_weight = self.weight is not None and weight_keyword(case.loss) == "weight"  # other factors do not change a mean's divisor
+            divisor = float(self.weight.double()[counted].abs().sum() if by_weight else counted.numel()) or 1.0
+        lse = largest + math.log(max(classes, 1))
+        unit = weight * steep * rounding + case.z_loss * lse * (lse + 2 * rounding)
+        slope = weight * steep + 2 * case.z_loss * lse
+        through = {name: float(grad.double().abs().max()) if grad.numel() else 0.0 for name, grad in upstream.items()}
+        share = {"none": 1.0, "sum": float(rows), "mean": rows / divisor}[case.reduction]
+        each = 1.0 / divisor if case.reduction == "mean" else 1.0
+        spread = 1.0 + math.log(max(classes, 1))
+        back = through.get("loss", 0.0) * each * slope + through.get("lse", 0.0) + through.get("entropy", 0.0) * spread
+        return {
+            "truth": largest + math.sqrt(classes),
+            "loss": unit * share,
+            "lse": rounding + lse,
+            "entropy": rounding + math.log(max(classes, 1)),
+            "input": back * abs(case.logit_scale) * rounding,
+            "target": through.get("loss", 0.0) * each * weight * steep * (rounding + 2 * largest),
+            "weight": through.get("loss", 0.0) * share * steep * (rounding + 2 * largest),
+        }
+
+    def excused(self, name: str) -> Tensor | None:
+        """Where a result may be NaN whatever the truth: a row with a logit of +inf has no distribution, so no lse, entropy or gradient."""
+        if name not in ("lse", "entropy", "input"):
+            return None
+        hot = self.input * self.case.logit_scale == math.inf
+        if not hot.any():
+            return None
+        axis = 1 if hot.dim() > 1 else 0
+        return hot.any(axis, keepdim=True).expand_as(hot) if name == "input" else hot.any(axis)
 
     def memory(self) -> dict[str, Tensor]:
         """A copy of all the memory behind the inputs, as bytes."""

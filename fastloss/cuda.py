@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from .row import accumulate_dtype, forward_outputs, gradient_like, library
+from .elementwise import MAX_DIMS, gradients
+from .engine import REDUCTIONS, accumulate_dtype, library
+from .row import forward_outputs, gradient_like
 
 _SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -30,6 +32,22 @@ def _shape(input: Tensor, target: Tensor) -> tuple[int, ...]:
     soft = target.is_floating_point()
     inner = input.shape[2] if input.dim() == 3 else 1
     return (input.shape[0], input.shape[1], inner, *_strides(input), *(_strides(target) if soft else (0, 0)))
+
+
+def _walk(*tensors: Tensor | None) -> tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]:
+    """The shape of the tensors as MAX_DIMS sizes, and the address and strides of each; an absent one has neither.
+
+    One dimension is enough where every tensor is contiguous or one repeated number: then they may have any number of them.
+    """
+    lead = tensors[0]
+    flat = all(t is None or t.is_contiguous() or not any(t.stride()) for t in tensors)
+    lost = MAX_DIMS - (1 if flat else lead.dim())
+    sizes = (1,) * lost + ((lead.numel(),) if flat else tuple(lead.shape))
+
+    def strides(t: Tensor | None) -> tuple[int, ...]:
+        return (0,) * lost + ((int(t is not None and t.is_contiguous()),) if flat else (t.stride() if t is not None else (0,) * lead.dim()))
+
+    return sizes, [(_address(t), strides(t)) for t in tensors]
 
 
 class _Extension:
@@ -99,6 +117,37 @@ class _Extension:
                 _address(grad_loss), _address(grad_lse), _address(grad_entropy), _address(grad), *_strides(grad), stream,
             )
 
+    def elementwise_forward(self, input, target, third, weight, functor, params, reduction):
+        each = reduction == REDUCTIONS["none"]
+        loss = input.new_empty(input.shape if each else ())
+        divisor = input.new_empty((), dtype=accumulate_dtype(input.dtype))
+        partial = None if each else divisor.new_empty(2 * self.module.MAX_BLOCKS)
+        stream, device = self._on(input)
+        with device:
+            self.module.elementwise_forward(
+                functor, _SCALARS[input.dtype], *_walk(input, target, third, weight), params, reduction, _address(divisor), _address(loss),
+                _address(partial), stream,
+            )
+        return loss, divisor
+
+    def elementwise_backward(self, grad_loss, input, target, third, weight, divisor, functor, params, reduction, *wanted):
+        grads = gradients(input, target, third, wanted)
+        grad_each = grad_scalar = None
+        if reduction != REDUCTIONS["none"]:
+            grad_scalar = grad_loss.to(divisor.dtype)
+        elif grad_loss.dim() > MAX_DIMS and any(grad_loss.stride()):
+            grad_each = grad_loss.contiguous()
+        else:
+            grad_each = grad_loss
+        sizes, (*operands, upstream) = _walk(input, target, third, weight, grad_each)
+        stream, device = self._on(input)
+        with device:
+            self.module.elementwise_backward(
+                functor, _SCALARS[input.dtype], sizes, operands, params, reduction, _address(divisor), upstream, _address(grad_scalar),
+                [_address(grad) if want else 0 for grad, want in zip(grads, wanted)], stream,
+            )
+        return grads
+
 
 def _register() -> None:
     from importlib import import_module
@@ -108,7 +157,7 @@ def _register() -> None:
             extension = _Extension(import_module(f"fastloss.{name}"), device)
         except ImportError:  # not built here; _backends.unavailable tells the user
             continue
-        for op in ("row_forward", "row_backward", "row_backward_"):
+        for op in ("row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward"):
             library.impl(f"{op}.cuda", getattr(extension, op), device.upper())
 
 

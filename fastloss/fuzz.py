@@ -22,7 +22,9 @@ from hypothesis import HealthCheck, Phase, assume, given, seed as with_seed, set
 from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
+from . import elementwise_cases as elementwise
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
+from .elementwise_cases import ElementwiseCase
 from .oracle import check, eager, keywords, named_outputs
 from .registry import LOSSES
 
@@ -46,11 +48,15 @@ class Finding:
     seed: int
 
 
-@st.composite
-def cases(draw: Callable, loss: str = "cross_entropy", allowed: frozenset[str] | None = None, small: bool = False) -> Case:
+def cases(loss: str = "cross_entropy", allowed: frozenset[str] | None = None, small: bool = False) -> st.SearchStrategy:
     """Cases of one loss in float32; `allowed` are the keywords that the callable takes, `small` keeps within 300 elements."""
+    taken = keywords(LOSSES[loss].function)
+    return ENGINES[LOSSES[loss].engine](loss, taken if allowed is None else allowed & taken, small)
+
+
+@st.composite
+def _row_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> Case:
     about = LOSSES[loss]
-    allowed = keywords(about.function) if allowed is None else allowed & keywords(about.function)
     soft = about.soft_targets and draw(st.integers(0, 3)) == 3
     shape = _shape(draw, 300 if small else MOST_ELEMENTS)
     classes = shape[1 if len(shape) > 1 else 0]
@@ -102,6 +108,42 @@ def cases(draw: Callable, loss: str = "cross_entropy", allowed: frozenset[str] |
     return Case(**chosen)
 
 
+@st.composite
+def _elementwise_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> ElementwiseCase:
+    about = LOSSES[loss]
+    most = 300 if small else MOST_ELEMENTS
+    chosen: dict = {"loss": loss, "shape": _any_shape(draw, most), "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(elementwise.VALUES, "normal", "wide")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_shape"] = draw(st.sampled_from(elementwise.target_shapes(loss)))
+    chosen["third_shape"] = draw(st.sampled_from(elementwise.third_shapes(loss)))
+    if "reduction" in allowed:
+        chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    if "weight" in allowed and draw(st.booleans()):
+        chosen["weight"] = draw(st.sampled_from(tuple(elementwise.WEIGHTS)))
+    chosen["gradients"] = draw(st.sampled_from(("input", "operands", "all")))
+    chosen["params"] = tuple((name, draw(_param(*bounds))) for name, bounds in about.params.items() if name in allowed)
+    return ElementwiseCase(**chosen)
+
+
+ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases}
+
+
+def sample(loss: str, **choices) -> Case | ElementwiseCase:
+    """A plain case of a loss of any engine, for tests and benchmarks."""
+    return {"row": Case, "elementwise": ElementwiseCase}[LOSSES[loss].engine](**choices).of(loss)
+
+
+def _any_shape(draw: Callable, most: int) -> tuple[int, ...]:
+    shape = []
+    for _ in range(draw(st.integers(0, 5))):
+        size = draw(st.sampled_from(SIZES + CLASSES + MANY_CLASSES))
+        shape.append(min(size, most))
+        most = max(most // max(size, 1), 1)
+    return tuple(shape)
+
+
 def _weighted(names, *often: str) -> tuple[str, ...]:
     """The names with the usual ones first and repeated, so that they are drawn more often and shrunk towards."""
     return (*often * 2, *(name for name in names if name not in often))
@@ -128,6 +170,8 @@ def _shape(draw: Callable, most: int) -> tuple[int, ...]:
 
 
 def _param(low: float, high: float) -> st.SearchStrategy[float]:
+    if isinstance(low, bool):
+        return st.sampled_from((low, high))
     ends = [end for end in (low, high) if math.isfinite(end)]
     low, high = max(low, -4.0), min(high, 4.0)
     return st.sampled_from(tuple(dict.fromkeys((*ends, 0.5 * (low + high), low + 0.1 * (high - low), low + 0.9 * (high - low)))))
@@ -223,19 +267,18 @@ def script(case: Case, target: str | Callable | None, backend: str | None, messa
     """A program that shows a finding; small inputs are written out in comments."""
     lines = [f"# {line}" for line in message.splitlines()[:6]] + [f"# raised at {where}"]
     call = case.build()
-    for name, tensor in (("input", call.input), ("target", call.target), ("weight", call.weight)):
-        if tensor is not None:
-            numbers = f" = {tensor.tolist()}" if tensor.numel() <= 24 else ""
-            lines.append(f"# {name}: {tensor.dtype} {tuple(tensor.shape)}, strides {tensor.stride()}{numbers}")
+    for name, tensor in call.tensors().items():
+        numbers = f" = {tensor.tolist()}" if tensor.numel() <= 24 else ""
+        lines.append(f"# {name}: {tensor.dtype} {tuple(tensor.shape)}, strides {tensor.stride()}{numbers}")
     with torch.no_grad():
         wide = call.to(torch.float64)
-        options = wide.options if wide.weight is None else wide.options | {weight_keyword(case.loss): wide.weight}
-        truth = named_outputs(eager(LOSSES[case.loss])(wide.input, wide.target, **options), case)
+        positional, named = wide.arguments(wide.tensors())
+        truth = named_outputs(eager(LOSSES[case.loss])(*positional, **named, **wide.options), case)
     for name, value in truth.items():
         if value.numel() <= 24:
             lines.append(f"# true {name} = {value.tolist()}")
     arguments = ["case"]
-    imports = ["from fastloss.cases import Case", "from fastloss.oracle import check"]
+    imports = [f"from {type(case).__module__} import {type(case).__name__}", "from fastloss.oracle import check"]
     if target is not None:
         path = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
         module, _, name = path.partition(":")
@@ -245,7 +288,7 @@ def script(case: Case, target: str | Callable | None, backend: str | None, messa
         arguments.append(f"backend={backend!r}")
         if backend == "triton":
             imports.insert(0, 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"')
-    return "\n".join([*lines, *imports, "", f"case = {case}", "call = case.build()  # call.input, call.target, call.weight, call.options",
+    return "\n".join([*lines, *imports, "", f"case = {case}", "call = case.build()  # call.tensors(), call.options",
                       f"check({', '.join(arguments)})", ""])
 
 

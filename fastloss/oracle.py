@@ -6,7 +6,7 @@ gradients for random upstream gradients. An element passes when ::
     |ours - truth| <= K * E + FEW * eps(accumulate) * scale + (eps(result) / 2 + 2 * eps(accumulate)) * |truth|
 
 E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms
-that the element is summed from (:func:`scales`), and the last term is the rounding of the sum and of the result. So a backend may sum in
+that the element is summed from (``Call.scales``), and the last term is the rounding of the sum and of the result. So a backend may sum in
 another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them.
 """
 
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .cases import EXTRAS, Call, Case, weight_keyword
+from .cases import EXTRAS, Call, Case
+from .engine import accumulate_dtype
 from .registry import LOSSES, Loss
-from .row import accumulate_dtype
 
 K = 4.0
 FEW = 16.0
@@ -79,18 +79,14 @@ def evaluate(function: Callable, call: Call, upstream: Mapping[str, Tensor], **m
     An output without an upstream gradient takes no part in the backward.
     """
     case = call.case
-    leaves = {"input": call.input.detach().requires_grad_()}
-    target, weight = call.target, call.weight
-    if case.gradients == "all":
-        if target.is_floating_point():
-            target = leaves["target"] = target.detach().requires_grad_()
-        if weight is not None:
-            weight = leaves["weight"] = weight.detach().requires_grad_()
+    tensors = call.tensors()
+    leaves = {name: tensors[name].detach().requires_grad_() for name in call.differentiable()}
+    tensors |= leaves
     options = {**call.options, **more}
-    input = leaves["input"].clone() if options.get("inplace") else leaves["input"]
-    if weight is not None:
-        options[weight_keyword(case.loss)] = weight
-    values = named_outputs(function(input, target, **options), case)
+    if options.get("inplace"):
+        tensors["input"] = leaves["input"].clone()
+    positional, named = call.arguments(tensors)
+    values = named_outputs(function(*positional, **named, **options), case)
 
     outputs = [values[name] for name in upstream if name in values]
     grads = [g.to(values[name].dtype).reshape(values[name].shape) for name, g in upstream.items() if name in values]
@@ -98,7 +94,7 @@ def evaluate(function: Callable, call: Call, upstream: Mapping[str, Tensor], **m
     def again() -> dict[str, Tensor]:
         found = torch.autograd.grad(outputs, list(leaves.values()), grads, retain_graph=True, allow_unused=True)
         # copies: a defective backward may hand out memory that it writes to again
-        return {name: grad.clone() for name, grad in zip(leaves, found) if grad is not None}
+        return {name: torch.zeros_like(leaves[name]) if grad is None else grad.clone() for name, grad in zip(leaves, found)}
 
     found = again() if outputs and any(o.requires_grad for o in outputs) else {}
     return Outcome({name: value.detach() for name, value in values.items()}, found, again)
@@ -107,59 +103,11 @@ def evaluate(function: Callable, call: Call, upstream: Mapping[str, Tensor], **m
 def eager(loss: Loss) -> Callable:
     """The eager formula of a loss as a function that takes what the public function takes."""
 
-    def run(input: Tensor, target: Tensor, **options):
+    def run(*tensors: Tensor, **options):
         options.pop("inplace", None)
-        return loss.function(input, target, backend="eager", **options)
+        return loss.function(*tensors, backend="eager", **options)
 
     return run
-
-
-def scales(call: Call, upstream: Mapping[str, Tensor]) -> dict[str, float]:
-    """The size of the terms that each result is summed from; what the accumulation dtype's eps is relative to.
-
-    Scaling or capping the logits rounds each of them, so the error grows with them; without, ``z - max(z)`` is exact and it does not.
-    "truth" is what the float64 truth itself is off by, in units of its eps: torch's logsumexp backward rounds to the size of the
-    logits, and its sums over classes are not compensated.
-    """
-    case, loss = call.case, LOSSES[call.case.loss]
-    logits = call.input.double() * case.logit_scale
-    logits = logits[logits.isfinite()]
-    largest = float(logits.abs().max()) if logits.numel() else 0.0
-    rounding = 1.0
-    if case.softcap:
-        rounding += case.softcap + min(largest, case.softcap)
-        largest = min(largest, case.softcap)
-    elif case.logit_scale != 1.0 or not loss.logits:
-        rounding += largest
-    classes = call.input.shape[1 if call.input.dim() > 1 else 0]
-    weight = 1.0 if call.weight is None else float(call.weight.double().abs().max()) if call.weight.numel() else 0.0
-    steep = 1.0 + sum(abs(value) for _, value in case.params)
-    rows = max(call.input.numel() // max(classes, 1), 1)
-    if call.target.is_floating_point():
-        mass = call.target.double().abs().sum(1 if call.input.dim() > 1 else 0)
-        weight *= max(float(mass.max()) if mass.numel() else 0.0, 1.0)
-        divisor = float(rows)
-    else:
-        counted = call.target[call.target != case.ignore_index].long()
-        by_weight = call.weight is not None and weight_keyword(case.loss) == "weight"  # other factors do not change a mean's divisor
-        divisor = float(call.weight.double()[counted].abs().sum() if by_weight else counted.numel()) or 1.0
-    lse = largest + math.log(max(classes, 1))
-    unit = weight * steep * rounding + case.z_loss * lse * (lse + 2 * rounding)
-    slope = weight * steep + 2 * case.z_loss * lse
-    through = {name: float(grad.double().abs().max()) if grad.numel() else 0.0 for name, grad in upstream.items()}
-    share = {"none": 1.0, "sum": float(rows), "mean": rows / divisor}[case.reduction]
-    each = 1.0 / divisor if case.reduction == "mean" else 1.0
-    spread = 1.0 + math.log(max(classes, 1))
-    back = through.get("loss", 0.0) * each * slope + through.get("lse", 0.0) + through.get("entropy", 0.0) * spread
-    return {
-        "truth": largest + math.sqrt(classes),
-        "loss": unit * share,
-        "lse": rounding + lse,
-        "entropy": rounding + math.log(max(classes, 1)),
-        "input": back * abs(case.logit_scale) * rounding,
-        "target": through.get("loss", 0.0) * each * weight * steep * (rounding + 2 * largest),
-        "weight": through.get("loss", 0.0) * share * steep * (rounding + 2 * largest),
-    }
 
 
 def compare(name: str, got: Tensor, truth: Tensor, tolerance: float, rounding: float = 0.51) -> None:
@@ -243,11 +191,10 @@ def check(
     else:
         got = evaluate(function, call, upstream, **more)
 
-    limits = scales(call, upstream)
+    limits = call.scales(upstream)
     accumulate = accumulate_dtype(call.result_dtype)
-    kinds = [accumulate] if strict else [t.dtype for t in (call.input, call.target) if t.is_floating_point()]
+    kinds = [accumulate] if strict else [t.dtype for t in call.tensors().values() if t.is_floating_point()]
     eps = max(torch.finfo(kind).eps for kind in kinds)
-    hot = _rows_of_plus_infinity(call)
     rounding = 1.0 if backend == "triton" else 0.51  # Triton's interpreter truncates to bfloat16 where a GPU rounds to nearest
     narrow: Outcome | None = None
     for part, ours, wanted in (("", got.values, truth.values), ("gradient of ", got.gradients, truth.gradients)):
@@ -258,11 +205,11 @@ def check(
             if name == "accuracy":
                 _compare_accuracy(call, value, wanted[name])
                 continue
-            if hot is not None and name in ("lse", "entropy", "input"):
-                excused = hot if name == "input" else hot.select(1 if hot.dim() > 1 else 0, 0)
+            excused = call.excused(name)
+            if excused is not None:
                 value = torch.where(value.isnan() & excused, wanted[name].to(value.dtype), value)
-            few = FEW * limits[name] * (eps + torch.finfo(torch.float64).eps * limits["truth"])
-            few = few if math.isfinite(few) else 0.0
+            few = FEW * (limits[name] + limits.get("relative", 0.0) * wanted[name].abs()) * (eps + torch.finfo(torch.float64).eps * limits["truth"])
+            few = torch.as_tensor(few).nan_to_num(0.0, 0.0, 0.0)
             try:
                 compare(part + name, value, wanted[name], few, rounding)
             except Mismatch:
@@ -284,21 +231,10 @@ def check(
     _same_bits("gradient of a second call", repeat.gradients, got.gradients)
 
 
-def _rows_of_plus_infinity(call: Call) -> Tensor | None:
-    """Where a row holds a logit of +inf, shaped as the logits: it has no distribution, so its lse, entropy and gradient may be NaN."""
-    logits = call.input * call.case.logit_scale
-    hot = logits == math.inf
-    if not hot.any():
-        return None
-    return hot.any(1 if hot.dim() > 1 else 0, keepdim=True).expand_as(hot)
-
-
 def _check_kind(call: Call, what: str, name: str, got: Tensor, truth: Tensor, own: bool) -> None:
     if got.shape != truth.shape:
         raise Mismatch(f"{what} must have shape {tuple(truth.shape)}, got {tuple(got.shape)}")
-    dtype = {"loss": call.result_dtype, "input": call.input.dtype, "target": call.target.dtype}.get(name)
-    if name == "weight":
-        dtype = call.weight.dtype
+    dtype = call.result_dtype if name == "loss" else call.tensors()[name].dtype if name in call.tensors() else None
     if dtype is None and own:
         dtype = accumulate_dtype(call.result_dtype)
     if dtype is not None and got.dtype != dtype:
@@ -314,12 +250,7 @@ def _check_untouched(before: Mapping[str, Tensor], call: Call) -> None:
 def _check_backend(backend: str | None, ops: list[str], call: Call) -> None:
     if backend is None:
         return
-    wanted: list[str] = []
-    if backend != "eager":
-        wanted = [f"row_forward.{backend}"]
-        formula = call.case.gradients == "all" and (call.target.is_floating_point() or call.weight is not None)
-        if not formula:
-            wanted.append(f"row_backward_.{backend}" if call.case.inplace else f"row_backward.{backend}")
+    wanted = [] if backend == "eager" else call.operators(backend)
     if ops != wanted:
         raise Mismatch(f"backend {backend} was asked for: operators {wanted} must run, got {ops}")
 

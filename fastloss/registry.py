@@ -12,13 +12,16 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``).
         function: the public function.
-        point: the value as a function of the log-probability (and the parameters), in plain torch.
+        point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters.
         formula: one line of mathematics for tables.
         source: author, year, equation.
-        params: functor parameters in order, each with the range of values that it accepts.
+        params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
+        operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
+            ``fastloss.elementwise_cases.DOMAINS``).
+        optional: element-wise: whether the last operand may be left out.
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
         logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
@@ -32,6 +35,8 @@ class Loss:
     source: str
     params: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     torch: str | None = None
+    operands: Mapping[str, str] = field(default_factory=lambda: {"input": "real", "target": "real"})
+    optional: bool = False
     soft_targets: bool = True
     smoothing: bool = True
     logits: bool = True

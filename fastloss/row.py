@@ -14,25 +14,17 @@ three numbers a row (maximum, log of the sum, slope ``sum_c w_c q_c f'(l_c)``), 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from . import _checks
 from ._backends import choose
+from .engine import REDUCTIONS, accumulate_dtype, define, fast_apply, formula_backward, overridden
 from .registry import LOSSES
-
-# Codes shared with csrc/row.h and kernels/row.py. "row_mean" divides by the rows that count, "mean" by their weights.
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "row_mean": 3}
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are kept in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def formula(
@@ -124,25 +116,13 @@ def formula(
     return loss.to(dtype), lse, entropy, accuracy
 
 
-# The schema of both ops; one overload a backend, so that a trace shows which backend ran.
 _SETTINGS = (
     "str functor, float[] params, float label_smoothing, float z_loss, float softcap, float logit_scale, int ignore_index, int reduction"
 )
 _BACKWARD = (
-    "Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_entropy, Tensor{} input, Tensor target, Tensor? weight, "
-    "Tensor stats, Tensor divisor, Tensor? entropy, " + _SETTINGS
+    "(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_entropy, Tensor{} input, Tensor target, Tensor? weight, "
+    "Tensor stats, Tensor divisor, Tensor? entropy, " + _SETTINGS + ")"
 )
-SCHEMAS = {
-    "row_forward": f"(Tensor input, Tensor target, Tensor? weight, {_SETTINGS}, bool zero_empty, bool want_entropy, "
-    "bool want_accuracy, ScalarType dtype) -> (Tensor loss, Tensor stats, Tensor divisor, Tensor entropy, Tensor accuracy)",
-    "row_backward": f"({_BACKWARD.format('')}) -> Tensor",
-    "row_backward_": f"({_BACKWARD.format('(a!)')}) -> ()",
-}
-
-library = torch.library.Library("fastloss", "DEF")
-for _op, _schema in SCHEMAS.items():
-    for _backend in ("cpu", "triton", "cuda"):
-        library.define(f"{_op}.{_backend}{_schema}")
 
 
 def forward_outputs(input: Tensor, reduction: int, want_entropy: bool, want_accuracy: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -173,15 +153,14 @@ def _backward_fake(grad_loss, grad_lse, grad_entropy, input, *_):
     return gradient_like(input)
 
 
-for _backend in ("cpu", "triton", "cuda"):
-    torch.library.register_fake(f"fastloss::row_forward.{_backend}", _forward_fake, lib=library)
-    torch.library.register_fake(f"fastloss::row_backward.{_backend}", _backward_fake, lib=library)
-    torch.library.register_fake(f"fastloss::row_backward_.{_backend}", lambda *_: None, lib=library)
-
-_ops = torch.ops.fastloss
-_FORWARD = {b: getattr(_ops.row_forward, b) for b in ("cpu", "triton", "cuda")}
-_BACKWARD_OP = {b: getattr(_ops.row_backward, b) for b in ("cpu", "triton", "cuda")}
-_BACKWARD_INPLACE = {b: getattr(_ops.row_backward_, b) for b in ("cpu", "triton", "cuda")}
+_FORWARD = define(
+    "row_forward",
+    f"(Tensor input, Tensor target, Tensor? weight, {_SETTINGS}, bool zero_empty, bool want_entropy, bool want_accuracy, ScalarType dtype)"
+    " -> (Tensor loss, Tensor stats, Tensor divisor, Tensor entropy, Tensor accuracy)",
+    _forward_fake,
+)
+_BACKWARD_OP = define("row_backward", _BACKWARD.format("") + " -> Tensor", _backward_fake)
+_BACKWARD_INPLACE = define("row_backward_", _BACKWARD.format("(a!)") + " -> ()", lambda *_: None)
 
 
 class _Row(torch.autograd.Function):
@@ -220,8 +199,7 @@ class _Row(torch.autograd.Function):
         return _BACKWARD_OP[backend](*args), None, None, *rest
 
 
-# Without Function.apply's look for torch.func transforms, 2 us: under one the formula runs. Dynamo knows only Function.apply.
-_apply = super(torch.autograd.Function, _Row).apply
+_apply = fast_apply(_Row)
 
 
 def _formula_backward(ctx, *grads):
@@ -231,26 +209,14 @@ def _formula_backward(ctx, *grads):
     functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction = ctx.settings
     loss = LOSSES[functor]
     shaped = target if target.is_floating_point() or input.dim() == 2 else target.view(input.shape[0], input.shape[2])
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaves = [
-            t if not need else (t if create_graph else t.detach().requires_grad_())
-            for t, need in zip((input, shaped, weight), ctx.needs_input_grad[:3])
-        ]
-        value, lse, entropy, _ = formula(
-            loss.point, params, loss.logits, *leaves, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, zero_empty,
-            grads[1] is not None, grads[2] is not None, False, dtype,
-        )
-        outputs = [
-            (output.reshape(grad.shape), grad) for output, grad in zip((value, lse, entropy), grads) if grad is not None
-        ]
-    if not outputs:
-        return None, None, None
-    wanted = [leaf for leaf, need in zip(leaves, ctx.needs_input_grad) if need]
-    found = iter(
-        torch.autograd.grad([o for o, _ in outputs], wanted, [g for _, g in outputs], create_graph=create_graph, allow_unused=True)
-    )
-    return [next(found) if need else None for need in ctx.needs_input_grad[:3]]
+
+    def run(input, target, weight):
+        return formula(
+            loss.point, params, loss.logits, input, target, weight, ignore_index, reduction, label_smoothing, z_loss, softcap,
+            logit_scale, zero_empty, grads[1] is not None, grads[2] is not None, False, dtype,
+        )[:3]
+
+    return formula_backward(run, (input, shaped, weight), ctx.needs_input_grad[:3], grads[:3])
 
 
 MAX_STRIDED_CLASSES = 2**24  # more are copied to contiguous rows
@@ -285,14 +251,6 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _overridden(name: str, params: tuple[float, ...], input: Tensor, target: Tensor, **options):
-    """Hand the call of the public function to the ``__torch_function__`` of its tensors."""
-    loss = LOSSES[name]
-    taken = inspect.signature(loss.function).parameters
-    named = {option: value for option, value in (dict(zip(loss.params, params)) | options).items() if option in taken}
-    return handle_torch_function(loss.function, (input, target, named["weight"]), input, target, **named)
-
-
 def row_loss(
     name: str,
     params: tuple[float, ...],
@@ -314,11 +272,12 @@ def row_loss(
 ):
     """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back."""
     if has_torch_function_variadic(input, target, weight):
-        return _overridden(
-            name, params, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+        options = dict(
+            input=input, target=target, weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
             z_loss=z_loss, softcap=softcap, logit_scale=logit_scale, return_lse=return_lse, return_entropy=return_entropy,
             return_accuracy=return_accuracy, inplace=inplace, empty=empty, backend=backend,
         )
+        return overridden(name, options | dict(zip(LOSSES[name].params, params)), (input, target, weight))
     code = REDUCTIONS.get(reduction, -1)
     entry = LOSSES[name]
     batched, soft, dtype = _checks.row(
@@ -350,8 +309,7 @@ def row_loss(
         rows, targets = canonical(input, target)
         if weight is not None:
             weight = weight.to(accumulate_dtype(rows.dtype)).contiguous()
-        apply = _Row.apply if torch.compiler.is_compiling() else _apply
-        loss, lse, entropy, accuracy = apply(
+        loss, lse, entropy, accuracy = _apply(
             rows, targets, weight, backend, inplace, return_lse, return_entropy, return_accuracy, zero_empty, dtype,
             (name, params, *settings),
         )

@@ -1,4 +1,4 @@
-"""The row engine in Triton: one forward and one backward kernel for both layouts, and a kernel that finishes a reduction.
+"""The row engine in Triton: one forward and one backward kernel for both layouts.
 
 A program works on a tile of ROWS rows and BLOCK classes. In the contiguous layout a row's classes are neighbours in memory and
 rows are `inner_stride` apart; in the strided layout neighbours are rows and classes are `class_stride` apart. csrc/row.h says what
@@ -7,22 +7,20 @@ each field means; this file computes the same numbers.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import NamedTuple
 
-import numpy
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastloss import _checks
-from fastloss.row import REDUCTIONS, accumulate_dtype, forward_outputs, gradient_like, library
+from fastloss.engine import REDUCTIONS, accumulate_dtype, library
+from fastloss.row import forward_outputs, gradient_like
 
-from . import INTERPRETED
+from . import INTERPRETED, launch
 from .functors import FUNCTORS, tanh
-from .tuning import TUNING
+from .tuning import TUNING, layout_class
 
 NONE = tl.constexpr(REDUCTIONS["none"])
 MEAN = tl.constexpr(REDUCTIONS["mean"])
@@ -223,42 +221,6 @@ def forward_kernel(
 
 
 @triton.jit
-def reduce_kernel(
-    partial_ptr,  # (2, programs) ACC
-    loss_ptr,
-    divisor_ptr,  # () ACC
-    programs: tl.int64,
-    rows: tl.int64,
-    SOFT: tl.constexpr,
-    REDUCTION: tl.constexpr,
-    ZERO_EMPTY: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program, one order of additions: the same bits for every run."""
-    lane = tl.arange(0, BLOCK)
-    losses = tl.full((BLOCK,), 0.0, ACC)
-    divisors = tl.full((BLOCK,), 0.0, ACC)
-    for start in tl.range(0, programs, BLOCK):
-        inside = lane < programs - start
-        losses += tl.load(partial_ptr + start + lane, mask=inside, other=0.0)
-        if not SOFT and REDUCTION != SUM:
-            divisors += tl.load(partial_ptr + programs + start + lane, mask=inside, other=0.0)
-    loss = tl.sum(losses, 0)
-    if REDUCTION == SUM:
-        divisor = tl.full((), 1.0, ACC)
-    else:
-        divisor = rows.to(ACC) if SOFT else tl.sum(divisors, 0)
-        if ZERO_EMPTY:
-            divisor = tl.where(divisor == 0.0, float("inf"), divisor)
-        else:
-            divisor = tl.where(divisor == 0.0, float("nan"), divisor)
-        loss = loss / divisor
-    tl.store(loss_ptr, loss)
-    tl.store(divisor_ptr, divisor)
-
-
-@triton.jit
 def backward_kernel(
     grad_loss_ptr,  # None, or one per row when REDUCTION is NONE, else one
     grad_lse_ptr,  # None, or one per row
@@ -429,15 +391,6 @@ INTERPRETER_ROWS, INTERPRETER_BLOCK = 512, 128
 SPAN = 512
 
 
-def layout_class(contiguous: bool, dtype: torch.dtype) -> str:
-    return ("contiguous" if contiguous else "strided") + {2: "_half", 4: "_single", 8: "_double"}[dtype.itemsize]
-
-
-@functools.cache
-def _warp_size() -> int:
-    return triton.runtime.driver.active.get_current_target().warp_size
-
-
 def configuration(contiguous: bool, rows: int, classes: int, dtype: torch.dtype) -> Configuration:
     """The tile for `rows` neighbouring rows of `classes` classes: a function of the shape alone, never of a measurement."""
     if INTERPRETED:
@@ -446,28 +399,7 @@ def configuration(contiguous: bool, rows: int, classes: int, dtype: torch.dtype)
     for most, tall, block, threads, stages in TUNING[layout_class(contiguous, dtype)]:
         if most is None or classes <= most:
             break
-    return Configuration(tall, block, threads // _warp_size(), stages)
-
-
-def launch(kernel, programs: int, device: torch.device, *args, **options) -> None:
-    """Run a kernel. All launches go through here, so that fastloss.aot can compile what would have been launched."""
-    if device.type != "cpu":
-        with torch.accelerator.device_index(device.index):  # Triton launches on the current device
-            kernel[(programs,)](*args, **options)
-        return
-    with numpy.errstate(all="ignore"), warnings.catch_warnings():  # NaN and inf are answers, not accidents
-        warnings.simplefilter("ignore", RuntimeWarning)
-        kernel[(programs,)](*args, **options)
-
-
-@functools.cache
-def _registers(num_warps: int) -> dict[str, int]:
-    """Lets ptxas use every register that a block can have; left alone it spills 8 bytes to reach a step of occupancy."""
-    try:
-        target = triton.runtime.driver.active.get_current_target()
-    except RuntimeError:  # no GPU here, so nothing is launched
-        return {}
-    return {} if target.backend != "cuda" else {"maxnreg": min(255, 65536 // (32 * num_warps))}
+    return Configuration(tall, block, threads // launch.warp_size(), stages)
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
@@ -497,7 +429,7 @@ class _Call:
         self.constants = dict(
             FN=function, NORMALISE=normalise, CONTIGUOUS=self.contiguous, SOFT=soft, SMOOTH=label_smoothing != 0.0,
             SOFTCAP=softcap != 0.0, REDUCTION=reduction, ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps, **_registers(self.tile.num_warps),
+            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps, **launch.registers(self.tile.num_warps),
         )
 
 
@@ -510,7 +442,7 @@ def row_forward(input, target, weight, functor, params, label_smoothing, z_loss,
     reduced = reduction != REDUCTIONS["none"]
     partial = input.new_empty((2, call.groups), dtype=accumulate_dtype(input.dtype)) if reduced else None
     if call.groups:
-        launch(
+        launch.run(
             forward_kernel, call.groups, input.device,
             input, target, weight, partial if reduced else loss, stats, divisor, entropy if want_entropy else None,
             accuracy if want_accuracy else None, *call.shape, *call.strides, *call.settings, STAGES=call.tile.num_stages, **call.constants,
@@ -518,9 +450,10 @@ def row_forward(input, target, weight, functor, params, label_smoothing, z_loss,
     elif not reduced:
         divisor.fill_(1.0)
     if reduced:
-        launch(
-            reduce_kernel, 1, input.device, partial, loss, divisor, call.groups, call.outer * call.inner,
-            SOFT=call.constants["SOFT"], REDUCTION=reduction, ZERO_EMPTY=zero_empty, ACC=call.constants["ACC"], BLOCK=1024,
+        launch.run(
+            launch.reduce_kernel, 1, input.device, partial, loss, divisor, call.groups, call.outer * call.inner,
+            MEAN=reduction != REDUCTIONS["sum"], SUMMED=not call.constants["SOFT"], EMPTY="inf" if zero_empty else "nan",
+            ACC=call.constants["ACC"], BLOCK=1024,
         )
     return loss, stats, divisor, entropy, accuracy
 
@@ -532,7 +465,7 @@ def _backward(grad, grad_loss, grad_lse, grad_entropy, input, target, weight, st
     programs = call.groups * triton.cdiv(call.classes, span)
     per_row = [0 if g is None or g.dim() == 0 else g.stride(0) for g in (grad_loss, grad_lse, grad_entropy)]
     if programs:
-        launch(
+        launch.run(
             backward_kernel, programs, input.device,
             grad_loss, grad_lse, grad_entropy, input, target, weight, stats, divisor, None if grad_entropy is None else entropy, grad,
             *per_row, *call.shape, *call.strides, *_strides(grad), *call.settings, SPAN=span, **call.constants,

@@ -38,13 +38,15 @@ def pytest_generate_tests(metafunc):
     if unknown:
         raise pytest.UsageError(f"--backends: unknown {sorted(unknown)}; choose from {', '.join(BACKENDS)}")
     # Triton's interpreter takes most of the time of a full run, so the quick run has it in one file only.
-    quick = metafunc.module.__name__ == "test_defects"
+    name = metafunc.module.__name__
+    quick = getattr(metafunc.module, "QUICK", BACKENDS if name == "test_defects" else [b for b in BACKENDS if b != "triton"])
     for fixture, names in (("backend", chosen), ("compiled", [b for b in chosen if b in COMPILED])):
         if fixture in metafunc.fixturenames:
-            values = [pytest.param(b, marks=() if quick or b != "triton" else pytest.mark.slow) for b in names]
+            values = [pytest.param(b, marks=() if b in quick else pytest.mark.slow) for b in names]
             metafunc.parametrize(fixture, values, indirect=True)
     if "loss" in metafunc.fixturenames:
-        metafunc.parametrize("loss", list(LOSSES))
+        engine = getattr(metafunc.module, "ENGINE", "row")  # of the losses that a test file is about; None for all
+        metafunc.parametrize("loss", [name for name, about in LOSSES.items() if engine in (None, about.engine)])
 
 
 def _available(name: str) -> str:

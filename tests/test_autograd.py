@@ -9,7 +9,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +16,7 @@ import fastloss
 from fastloss.cases import Case, weight_keyword
 from fastloss.oracle import EXTRAS
 from fastloss.registry import LOSSES
+from graphs import recording
 
 CASES = [
     Case(shape=(4, 5), dtype="float64", reduction="none", labels="some ignored"),
@@ -158,17 +158,6 @@ def test_compiled_backends_say_that_they_cannot_run_under_transforms(compiled):
     function, (x,) = closed(HARD, "cross_entropy", compiled)
     with pytest.raises(RuntimeError, match="torch.func transform.*eager"):
         torch.func.grad(function)(x.detach())
-
-
-def recording(graphs: list):
-    """A compiler that runs the graphs as they are and keeps the names of the library's operators in them."""
-
-    def keep(graph, _):
-        names = [str(node.target) for node in graph.graph.nodes]
-        graphs.append([name.removeprefix("fastloss.") for name in names if name.startswith("fastloss.")])
-        return graph.forward
-
-    return aot_autograd(fw_compiler=keep, bw_compiler=keep)
 
 
 @pytest.mark.parametrize("case", [HARD, Case(shape=(3, 5, 4), labels="soft", reduction="none", softcap=3.0)], ids=["index", "soft"])

@@ -34,6 +34,7 @@ from bench import __main__ as command  # noqa: E402
 from bench import report, worker  # noqa: E402
 from bench.workloads import WORKLOADS, Workload  # noqa: E402
 
+ENGINE = None
 TINY = "ce tiny fp32 32x10"
 LARGE = "ce fp32 4096x32000"
 
@@ -46,12 +47,13 @@ def test_every_loss_is_timed(loss):
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_both_sides_compute_the_same(name):
     workload = WORKLOADS[name]
-    small = replace(workload, shape=(3, *workload.shape[1:2], *(2 for _ in workload.shape[2:])))
+    row = workload.about.engine == "row"
+    small = replace(workload, shape=(3, *workload.shape[1:2], *(2 for _ in workload.shape[2:])) if row else (30,))
     check(replace(small.check_case(), shape=small.shape))
-    input, target = small.tensors()
-    assert target.is_floating_point() == workload.soft
-    sides = [worker._step(call, input.clone().requires_grad_(), target, small.inplace) for call in (small.our_call, small.rival_call)]
-    rough = {"rtol": 0.05, "atol": 1e-6} if workload.dtype == "bfloat16" else {}  # torch rounds more than once on the way
+    input, *others = small.tensors()
+    assert not row or others[0].is_floating_point() == workload.soft
+    sides = [worker._step(call, input.clone().requires_grad_(), others, small.inplace) for call in (small.our_call, small.rival_call)]
+    rough = {"rtol": 0.05, "atol": 1e-3} if workload.dtype == "bfloat16" else {}  # torch rounds more than once on the way
     torch.testing.assert_close(*sides, **rough)
     assert torch.equal(small.tensors()[0], input)
 
@@ -61,6 +63,20 @@ def test_bytes_that_must_move():
     assert WORKLOADS["ce bf16 4096x32000"].bytes_moved == 3 * 4096 * 32000 * 2
     assert Workload("soft", soft=True, shape=(2, 3)).bytes_moved == 5 * 6 * 4
     assert Workload("nll", loss="nll", shape=(2, 3)).bytes_moved == 6 * 4
+
+
+def test_bytes_of_element_wise_losses():
+    assert WORKLOADS["mse fp32 2^23"].bytes_moved == 5 * 2**23 * 4
+    assert WORKLOADS["gaussian_nll fp32 2^23"].bytes_moved == 7 * 2**23 * 4
+
+
+def test_geometric_mean_of_the_element_wise_losses():
+    names = [name for name, about in LOSSES.items() if about.engine == "elementwise"]
+    rows = [{"name": f"{n} fp32 2^23", "loss": n, "dtype": "float32", "speedup_eager": 2.0 if i % 2 else 8.0} for i, n in enumerate(names)]
+    (family,) = report.families(rows)
+    assert family["losses"] == len(names) and 3.9 < family["speedup_eager"] < 4.2 and family["met"]
+    assert "target 3x: met" in report.family_line(family)
+    assert report.families(rows[:3]) == []
 
 
 def test_smaller_has_no_targets():

@@ -16,7 +16,7 @@ import torch
 from fastloss import functional as F
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "csrc/cuda/row.cu"
+SOURCES = [ROOT / "csrc/cuda/row.cu", ROOT / "csrc/cuda/elementwise.cu"]
 ARCHITECTURES = ("80", "90", "100")
 CXX = ["g++", "-std=c++20", "-g0", "-O1", "-fPIC", "-Wno-unknown-pragmas"]
 
@@ -204,6 +204,35 @@ def run(input, target, options, inplace=False) -> list[torch.Tensor]:
     return [*got, leaf.grad]
 
 
+def elementwise_calls():
+    """Operands whose memory ends where the tensor ends, around packs and blocks: contiguous, misaligned, strided and repeated."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for shape in ((0,), (1,), (7,), (8,), (1037,), (5, 24), (7, 9), (2, 3, 5), (3, 5, 16)):
+            x, t, w = (torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+            yield x, t, None, None
+            yield x, t, w, w
+            yield x[1:], t[1:], None, w[1:]
+            if len(shape) > 1:
+                yield x, t.mT.contiguous().mT, w[..., :1].expand(shape), w[:1].expand(shape)
+                yield x[..., 1:], t[..., 1:].contiguous(), None, None
+
+
+def run_elementwise(input, target, third, weight) -> list[torch.Tensor]:
+    """The ops themselves, of a function of two operands and one of three, with every reduction."""
+    ops, found = torch.ops.fastloss, []
+    name, params = ("huber", [0.5]) if third is None else ("gaussian_nll", [1.0, 1e-6])
+    for reduction in range(3) if weight is None else (0, 1, 2, 4):
+        loss, divisor = ops.elementwise_forward.cuda(input, target, third, weight, name, params, reduction)
+        grad = torch.ones((), dtype=loss.dtype).expand(loss.shape)
+        for upstream in (grad, grad.contiguous()):
+            found += ops.elementwise_backward.cuda(
+                upstream, input, target, third, weight, divisor, name, params, reduction, True, True, third is not None
+            )
+        found += [loss, divisor]
+    return found
+
+
 def test_order_of_threads_does_not_change_a_bit():
     from fastloss import _cuda_emulated as emulated
 
@@ -212,7 +241,9 @@ def test_order_of_threads_does_not_change_a_bit():
         torch.manual_seed(0)
         # Rows of several packs a thread, more of them than blocks.
         blocks = [(torch.randn(70, 300), torch.randint(300, (70,)), {}), (torch.randn(3, 3000), torch.rand(3, 3000), {"z_loss": 0.1})]
-        return [out.detach().reshape(-1).view(torch.uint8) for call in (*small_calls(), *blocks) for out in run(*call)]
+        found = [out for call in (*small_calls(), *blocks) for out in run(*call)]
+        found += [out for call in elementwise_calls() for out in run_elementwise(*call)]
+        return [out.detach().reshape(-1).view(torch.uint8) for out in found]
 
     try:
         first = outputs(0)
@@ -230,10 +261,12 @@ def sanitized(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sanitized")
     flags = [*CXX, "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
     made = folder / f"_cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([*flags, "-c", "-x", "c++", str(SOURCE), "-o", str(folder / "row.o")], check=True)
+    objects = [str(folder / source.with_suffix(".o").name) for source in SOURCES]
+    for source, made_of in zip(SOURCES, objects):
+        subprocess.run([*flags, "-c", "-x", "c++", str(source), "-o", made_of], check=True)
     subprocess.run(
         [*flags, "-shared", "-DFASTLOSS_EMULATED", "-DFASTLOSS_MODULE=_cuda_emulated", f"-I{pybind11.get_include()}",
-         f"-I{sysconfig.get_paths()['include']}", str(folder / "row.o"), str(SOURCE.with_name("bindings.cpp")), "-o", str(made)],
+         f"-I{sysconfig.get_paths()['include']}", *objects, str(ROOT / "csrc/cuda/bindings.cpp"), "-o", str(made)],
         check=True,
     )
     return made
@@ -252,6 +285,8 @@ calls = list(test_cuda.small_calls())
 for inplace in (False, True):
     for call in calls:
         test_cuda.run(*call, inplace=inplace)
+for call in test_cuda.elementwise_calls():
+    test_cuda.run_elementwise(*call)
 _checks.labels_in_range = lambda *_: None  # as on a GPU, where labels are not looked at beforehand
 loss, grad = test_cuda.run(torch.zeros(3, 5), torch.tensor([1, 5, -7]), {"reduction": "none", "weight": torch.ones(5)})
 assert loss.isnan().tolist() == [False, True, True] and grad.isnan().all(1).tolist() == [False, True, True], (loss, grad)
@@ -283,10 +318,10 @@ def test_sanitizers_find_nothing(sanitized, how):
         assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
 
 
-@pytest.fixture(scope="session")
-def ptx(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("ptx") / "row.ptx"
-    subprocess.run(["nvcc", "-ptx", "-arch=compute_80", "-O3", "-std=c++17", str(SOURCE), "-o", str(made)], check=True)
+@pytest.fixture(scope="session", params=SOURCES, ids=lambda source: source.stem)
+def ptx(request, tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("ptx") / "kernels.ptx"
+    subprocess.run(["nvcc", "-ptx", "-arch=compute_80", "-O3", "-std=c++17", str(request.param), "-o", str(made)], check=True)
     return made
 
 
@@ -302,7 +337,7 @@ def test_ptx_of_single_precision_has_no_double_and_moves_sixteen_bytes(ptx):
     narrow = [(kernel_of(name), body) for name, body in bodies if re.search(r"(forward|backward)_kernelI(f|6__half|13__nv_bfloat16)", name)]
     assert len(narrow) > 40
     assert [name for name, body in narrow if ".f64" in body] == []
-    contiguous = [(name, body) for name, body in narrow if "Contiguous" in name]
+    contiguous = [(name, body) for name, body in narrow if "Strided" not in name]
     assert contiguous and [name for name, body in contiguous if not re.search(r"ld\.global\S*\.v4", body)] == []
     written = [(name, body) for name, body in contiguous if name.startswith("backward")]
     assert written and [name for name, body in written if not re.search(r"st\.global\S*\.v4", body)] == []
@@ -314,7 +349,7 @@ def test_ptx_of_single_precision_has_no_double_and_moves_sixteen_bytes(ptx):
 def test_no_register_spills(ptx, architecture, tmp_path):
     ptxas = shutil.which("ptxas") or str(Path(shutil.which("nvcc")).resolve().with_name("ptxas"))
     done = subprocess.run(
-        [ptxas, "-v", "-O3", f"-arch=sm_{architecture}", str(ptx), "-o", str(tmp_path / "row.cubin")],
+        [ptxas, "-v", "-O3", f"-arch=sm_{architecture}", str(ptx), "-o", str(tmp_path / "kernels.cubin")],
         capture_output=True, text=True, check=True,
     )
     report = re.findall(

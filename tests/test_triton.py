@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,13 +16,16 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from fastloss import _checks, aot
+from fastloss.engine import REDUCTIONS
 from fastloss.functional import cross_entropy
-from fastloss.kernels import functors, row, tuning
+from fastloss.kernels import elementwise, functors, launch, row, tuning
+from test_memory import poisoned
 
 
 def small_tiles(monkeypatch, rows: int = 2, block: int = 16) -> None:
     """Tiles so small that a modest tensor has many programs and several blocks a row."""
     monkeypatch.setattr(row, "configuration", lambda *_: row.Configuration(rows, block, 1, 1))
+    monkeypatch.setattr(elementwise, "configuration", lambda *_: elementwise.Configuration(block, 1))
 
 
 def run(input: torch.Tensor, target: torch.Tensor, grad_seed: int = 0, **options) -> list[torch.Tensor]:
@@ -33,13 +39,26 @@ def run(input: torch.Tensor, target: torch.Tensor, grad_seed: int = 0, **options
     return [output.detach() for output in outputs] + list(torch.autograd.grad(chosen, leaf, upstream))
 
 
+def run_elementwise(operands, weight=None, reduction="mean", functor="gaussian_nll", params=(1.0, 1e-6), grad_seed=0):
+    """The loss, the divisor and every gradient, for a random upstream gradient."""
+    operands = *operands, *(None,) * (3 - len(operands))
+    settings = functor, list(params), REDUCTIONS[reduction]
+    loss, divisor = torch.ops.fastloss.elementwise_forward.triton(*operands, weight, *settings)
+    upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(grad_seed)).to(loss.dtype)
+    wanted = [operand is not None for operand in operands]
+    grads = torch.ops.fastloss.elementwise_backward.triton(upstream, *operands, weight, divisor, *settings, *wanted)
+    return [loss, divisor, *(grad for grad, want in zip(grads, wanted) if want)]
+
+
 # Compiled ahead of time
 
 
 def test_compiled_kernels_do_not_spill():
     rows = aot.rows(["sm_90", "gfx942"], quick=True)
     assert {(r["kernel"], r["variant"]) for r in rows} >= {
-        (kernel, variant) for kernel in ("forward_kernel", "backward_kernel") for variant in aot.VARIANTS
+        (prefix + kernel, variant)
+        for prefix, variants in (("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS))
+        for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
     }
     assert aot.check(rows) == []
     assert all(r["registers"] > 0 and not r["has_mma"] for r in rows)
@@ -48,13 +67,15 @@ def test_compiled_kernels_do_not_spill():
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_target():
     rows = aot.rows()
-    found = Counter((r["target"], r["functor"], r["dtype"]) for r in rows if r["variant"] == "plain" and r["kernel"] == "forward_kernel")
+    found = Counter(
+        (r["target"], r["functor"], r["dtype"]) for r in rows if r["variant"] == "plain" and r["kernel"].endswith("forward_kernel")
+    )
     tiles = {
-        dtype: sum(len(tuning.TUNING[row.layout_class(contiguous, dtype)]) for contiguous in (True, False)) for dtype in aot.DTYPES
+        dtype: sum(len(tuning.TUNING[tuning.layout_class(contiguous, dtype)]) for contiguous in (True, False)) for dtype in aot.DTYPES
     }
     assert found == {
-        (target, functor, str(dtype).removeprefix("torch.")): count
-        for target in aot.TARGETS for functor in functors.FUNCTORS for dtype, count in tiles.items()
+        (target, functor, str(dtype).removeprefix("torch.")): count if functor in functors.FUNCTORS else 1
+        for target in aot.TARGETS for functor in (*functors.FUNCTORS, *functors.ELEMENTWISE) for dtype, count in tiles.items()
     }
     assert aot.check(rows) == []
 
@@ -74,7 +95,26 @@ def test_unknown_target_is_refused():
         aot.rows(["sm_1"])
 
 
+def test_functors_are_those_of_the_other_backends():
+    source = (Path(__file__).parents[1] / "csrc" / "elementwise.h").read_text()
+    assert list(functors.ELEMENTWISE) == re.findall(r"^  X\((\w+), \w+\)", source, re.MULTILINE)
+
+
 # Launches
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The name of each kernel that runs, and whether it takes its tensors for contiguous."""
+    found = []
+    run = launch.run
+
+    def spy(kernel, programs, device, *args, **options):
+        found.append((kernel.fn.__name__, options.get("CONTIGUOUS")))
+        run(kernel, programs, device, *args, **options)
+
+    monkeypatch.setattr(launch, "run", spy)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -88,41 +128,76 @@ def test_unknown_target_is_refused():
     ],
     ids=["rows", "sliced", "transposed", "image", "channels_last"],
 )
-def test_layout_decides_the_kernel(monkeypatch, make, contiguous):
-    launched = []
-    launch = row.launch
-
-    def spy(kernel, programs, device, *args, **options):
-        launched.append((kernel.fn.__name__, options.get("CONTIGUOUS")))
-        launch(kernel, programs, device, *args, **options)
-
-    monkeypatch.setattr(row, "launch", spy)
+def test_layout_decides_the_kernel(launched, make, contiguous):
     input = make()
     run(input, torch.randint(0, 7, input.shape[:1] + input.shape[2:]))
     assert launched == [("forward_kernel", contiguous), ("reduce_kernel", None), ("backward_kernel", contiguous)]
+
+
+@pytest.mark.parametrize(
+    "upstream, contiguous, each",
+    [
+        (lambda loss: torch.ones_like(loss), True, True),
+        (lambda loss: torch.ones(()).expand_as(loss), True, False),
+        (lambda loss: torch.ones(2, 1, 1, 1, 1).expand_as(loss), True, True),
+        (lambda loss: torch.ones(1, 12).expand(5, 12), False, True),
+        (lambda loss: torch.ones(()).expand(5, 12), True, False),
+    ],
+    ids=["each", "a sum's", "rows of many dimensions", "columns", "a sum's over rows"],
+)
+def test_upstream_gradients_are_not_copied_without_need(monkeypatch, upstream, contiguous, each):
+    found = []
+    run = launch.run
+    monkeypatch.setattr(launch, "run", lambda *args, **options: (found.append(options), run(*args, **options)))
+    shape = upstream(torch.empty(2, 3, 2, 5, 1)).shape
+    input, target = torch.randn(shape), torch.randn(shape)
+    grad = upstream(input)
+    settings = "mse", [], REDUCTIONS["none"]
+    loss, divisor = torch.ops.fastloss.elementwise_forward.triton(input, target, None, None, *settings)
+    ours, _, _ = torch.ops.fastloss.elementwise_backward.triton(
+        grad, input, target, None, None, divisor, *settings, True, False, False
+    )
+    assert (found[1]["CONTIGUOUS"], found[1]["EACH"]) == (contiguous, each)
+    torch.testing.assert_close(ours, grad * 2 * (input - target))
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_launchers_read_no_data(monkeypatch, soft):
     """On tensors without data, whatever looks at a value raises."""
     launched = []
-    monkeypatch.setattr(row, "launch", lambda kernel, *_, **__: launched.append(kernel))
+    monkeypatch.setattr(launch, "run", lambda kernel, *_, **__: launched.append(kernel))
     input = torch.empty(6, 50, device="meta")
     target = input if soft else torch.empty(6, dtype=torch.int64, device="meta")
     settings = "cross_entropy", [], 0.1, 1e-3, 5.0, 1.0, -100, row.REDUCTIONS["mean"]
     loss, stats, divisor, entropy, _ = row.row_forward(input, target, input[0], *settings, True, True, True, torch.float32)
     row.row_backward(loss, stats[0], stats[0], input, target, input[0], stats, divisor, entropy, *settings)
     row.row_backward_(loss, stats[0], stats[0], input, target, input[0], stats, divisor, entropy, *settings)
-    assert launched == [row.forward_kernel, row.reduce_kernel, row.backward_kernel, row.backward_kernel]
+    assert launched == [row.forward_kernel, launch.reduce_kernel, row.backward_kernel, row.backward_kernel]
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_elementwise_launchers_read_no_data(monkeypatch, contiguous):
+    launched = []
+    monkeypatch.setattr(launch, "run", lambda kernel, *_, **__: launched.append(kernel))
+    input = torch.empty(6, 50, device="meta")
+    target = input if contiguous else torch.empty(50, device="meta").expand(6, 50)
+    settings = "gaussian_nll", [0.0, 1e-6], REDUCTIONS["weighted_mean"]
+    loss, divisor = elementwise.elementwise_forward(input, target, input, target, *settings)
+    elementwise.elementwise_backward(loss, input, target, input, target, divisor, *settings, True, True, True)
+    assert launched == [elementwise.elementwise_forward_kernel, launch.reduce_kernel, elementwise.elementwise_backward_kernel]
 
 
 @pytest.mark.parametrize("warp_size", [32, 64])
 def test_configuration_covers_every_size(monkeypatch, warp_size):
     monkeypatch.setattr(row, "INTERPRETED", False)
-    monkeypatch.setattr(row, "_warp_size", lambda: warp_size)
+    monkeypatch.setattr(elementwise, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "warp_size", lambda: warp_size)
     for dtype in aot.DTYPES:
         for contiguous in (True, False):
-            table = tuning.TUNING[row.layout_class(contiguous, dtype)]
+            key = tuning.layout_class(contiguous, dtype)
+            block, threads = tuning.ELEMENTWISE[key]
+            assert elementwise.configuration(contiguous, 10, dtype) == (block, threads // warp_size)
+            table = tuning.TUNING[key]
             assert table[-1][0] is None
             for most, tall, block, threads, stages in table:
                 found = row.configuration(contiguous, 10, most or 2**40, dtype)
@@ -135,16 +210,9 @@ def test_configuration_covers_every_size(monkeypatch, warp_size):
 LAYOUTS = {"contiguous": lambda: torch.randn(9, 50), "strided": lambda: torch.randn(3, 50, 7)}
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_order_of_programs_does_not_matter(monkeypatch, layout, reduction):
-    small_tiles(monkeypatch)
-    input = LAYOUTS[layout]()
-    target = torch.randint(0, 50, input.shape[:1] + input.shape[2:])
-    target[0] = -100
-    options = dict(reduction=reduction, label_smoothing=0.1, z_loss=1e-2, return_entropy=True, return_lse=True)
-    expected = run(input, target, **options)
-
+def same_in_any_order(monkeypatch, call) -> None:
+    """Assert that `call`, a function without arguments that gives tensors, gives the same bits with the programs in random order."""
+    expected = call()
     builder = interpreter.InterpreterBuilder
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
     orders = []
@@ -155,10 +223,97 @@ def test_order_of_programs_does_not_matter(monkeypatch, layout, reduction):
 
     monkeypatch.setattr(builder, "set_grid_dim", shuffled_dim)
     monkeypatch.setattr(builder, "set_grid_idx", lambda self, x, y, z: set_idx(self, orders[-1][x], y, z))
-    shuffled = run(input, target, **options)
+    shuffled = call()
     assert any(order != sorted(order) for order in orders)
     for ours, theirs in zip(shuffled, expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_order_of_programs_does_not_matter(monkeypatch, layout, reduction):
+    small_tiles(monkeypatch)
+    input = LAYOUTS[layout]()
+    target = torch.randint(0, 50, input.shape[:1] + input.shape[2:])
+    target[0] = -100
+    options = dict(reduction=reduction, label_smoothing=0.1, z_loss=1e-2, return_entropy=True, return_lse=True)
+    same_in_any_order(monkeypatch, lambda: run(input, target, **options))
+
+
+# Makes `count` operands of one shape from a function of a shape.
+OPERANDS = {
+    "contiguous": lambda make, count: [make((9, 50)) for _ in range(count)],
+    "transposed": lambda make, count: [make((50, 9)).t() if which % 2 else make((9, 50)) for which in range(count)],
+    "expanded": lambda make, count: [make((5, *tail)).expand(5, 9, 10) for tail in [(9, 10), (1, 10), (9, 1), (1, 1)][:count]],
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "weighted_mean"])
+@pytest.mark.parametrize("layout", OPERANDS)
+def test_elementwise_order_of_programs_does_not_matter(monkeypatch, layout, reduction):
+    small_tiles(monkeypatch)
+    *operands, weight = OPERANDS[layout](lambda shape: torch.rand(shape) + 0.1, 4)
+    same_in_any_order(monkeypatch, lambda: run_elementwise(operands, weight, reduction))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "weighted_mean"])
+@pytest.mark.parametrize("layout", OPERANDS)
+def test_elementwise_fills_every_output(monkeypatch, layout, reduction):
+    """Outputs full of NaN beforehand, and a number of elements that blocks do not divide."""
+    small_tiles(monkeypatch)
+    *operands, weight = OPERANDS[layout](lambda shape: torch.rand(shape, dtype=torch.float64) + 0.1, 4)
+    with poisoned():
+        loss, divisor, *grads = run_elementwise(operands, weight, reduction)
+    leaves = [operand.clone().requires_grad_() for operand in operands]
+    values = weight * torch.nn.functional.gaussian_nll_loss(*leaves, full=True, reduction="none")
+    divisors = {"mean": float(values.numel()), "weighted_mean": weight.sum().item()}
+    expected = values if reduction == "none" else values.sum() / divisors.get(reduction, 1.0)
+    upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(0)).to(loss.dtype)
+    torch.testing.assert_close(loss, expected.detach())
+    assert divisor.item() == pytest.approx(divisors.get(reduction, 1.0), rel=1e-14)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "weighted_mean"])
+def test_elementwise_of_nothing(reduction):
+    empty = torch.empty(3, 0)
+    with poisoned():
+        loss, divisor, *grads = run_elementwise([empty, empty], empty, reduction, "mse", ())
+    assert all(grad.shape == empty.shape for grad in grads) and len(grads) == 2
+    assert divisor == (0.0 if "mean" in reduction else 1.0)
+    if reduction == "none":
+        assert loss.shape == empty.shape
+    else:
+        assert loss.isnan() if "mean" in reduction else loss == 0
+
+
+elementwise_position = elementwise._position  # a kernel sees only globals
+
+
+@triton.jit
+def _position_kernel(found_ptr, start, sizes, SIZE: tl.constexpr):
+    lane = tl.arange(0, SIZE)
+    a, b, c = elementwise_position(start.to(tl.int64), lane, sizes[1], sizes[2], False)
+    tl.store(found_ptr + lane, a)
+    tl.store(found_ptr + SIZE + lane, b)
+    tl.store(found_ptr + 2 * SIZE + lane, c)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(3, 5, 7), (3, 1, 1), (1, 1, 9), (3, 64, 64), (2, 3, 2**33 + 1), (2, 2**33 + 1, 3), (2**33 + 1, 2, 3), (2, 2**30 + 1, 2**31 - 1)],
+)
+def test_elementwise_positions(sizes):
+    """The three indices of an element, where dimensions end and where they are longer than 32 bits."""
+    numel = sizes[0] * sizes[1] * sizes[2]
+    ends = [0, sizes[2], sizes[1] * sizes[2], 2**30, 2**31, 2**32, numel]
+    for start in {min(max(end - back, 0), numel - 1) for end in ends for back in (0, 1, 40, 64, 100)}:
+        found = torch.empty(3, 64, dtype=torch.int64)
+        _position_kernel[(1,)](found, start, sizes, 64)
+        lanes = min(64, numel - start)
+        wanted = numpy.unravel_index(range(start, start + lanes), sizes)
+        assert numpy.array_equal(found[:, :lanes], wanted), start
 
 
 @pytest.fixture
@@ -187,7 +342,7 @@ def traffic(monkeypatch):
 def test_traffic_is_the_floor(monkeypatch, traffic, shape, dtype):
     """With a GPU's tiles the forward reads the logits once, and the backward reads them once and writes the gradient once."""
     monkeypatch.setattr(row, "INTERPRETED", False)
-    monkeypatch.setattr(row, "_warp_size", lambda: 32)
+    monkeypatch.setattr(launch, "warp_size", lambda: 32)
     input = torch.randn(shape).to(dtype).requires_grad_()
     floor = input.numel() * input.element_size()
     loss = cross_entropy(input, torch.randint(0, shape[1], shape[:1] + shape[2:]), backend="triton")
@@ -196,6 +351,27 @@ def test_traffic_is_the_floor(monkeypatch, traffic, shape, dtype):
     traffic.clear()
     loss.backward()
     assert floor <= traffic["read"] <= 1.05 * floor
+    assert floor <= traffic["written"] <= 1.05 * floor
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_elementwise_traffic_is_the_floor(monkeypatch, traffic, layout, dtype, reduction):
+    """The forward reads input and target once, and the backward reads them once and writes the gradient once."""
+    monkeypatch.setattr(elementwise, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "warp_size", lambda: 32)
+    input, target = OPERANDS[layout](lambda shape: torch.randn(100 * shape[0], shape[1]).to(dtype), 2)
+    floor = input.numel() * input.element_size()
+    settings = "mse", [], REDUCTIONS[reduction]
+    loss, divisor = torch.ops.fastloss.elementwise_forward.triton(input, target, None, None, *settings)
+    losses = floor if reduction == "none" else 0
+    assert 2 * floor <= traffic["read"] <= 1.05 * 2 * floor
+    assert losses <= traffic["written"] <= losses + 0.05 * floor
+    traffic.clear()
+    upstream = torch.ones(()).to(dtype).expand_as(loss)
+    torch.ops.fastloss.elementwise_backward.triton(upstream, input, target, None, None, divisor, *settings, True, False, False)
+    assert 2 * floor <= traffic["read"] <= 1.05 * 2 * floor
     assert floor <= traffic["written"] <= 1.05 * floor
 
 
@@ -244,6 +420,8 @@ def _vocabulary_kernel(x_ptr, y_ptr, FN: tl.constexpr, SIZE: tl.constexpr):
         ("log1p", -1e-6, 1e-6, numpy.log1p),
         ("expm1", -0.7, 0.7, numpy.expm1),
         ("expm1", -1e-6, 1e-6, numpy.expm1),
+        ("softplus", -80.0, 80.0, lambda x: numpy.maximum(x, 0.0) + numpy.log1p(numpy.exp(-abs(x)))),
+        ("sigmoid", -80.0, 80.0, lambda x: 1.0 / (1.0 + numpy.exp(-x))),
         ("log1mexp", -30.0, -0.7, lambda x: numpy.log1p(-numpy.exp(x))),
         ("log1mexp", -0.69, -1e-6, lambda x: numpy.log(-numpy.expm1(x))),
     ],
@@ -255,3 +433,13 @@ def test_vocabulary(name, low, high, reference, dtype):
         _vocabulary_kernel[(1,)](x, y, getattr(functors, name), 1024)
         expected = torch.from_numpy(reference(x.double().numpy()))
     torch.testing.assert_close(y.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("name, expected", [("log1p", [0.0, float("inf"), float("-inf")]), ("sign", [0.0, 1.0, -1.0])])
+def test_vocabulary_at_the_ends(name, expected):
+    x = torch.tensor([0.0, float("inf"), -1.0, float("nan")])
+    y = torch.empty_like(x)
+    with numpy.errstate(all="ignore"):
+        _vocabulary_kernel[(1,)](x, y, getattr(functors, name), 4)
+    torch.testing.assert_close(y[:3], torch.tensor(expected))
+    assert y[3].isnan() if name == "log1p" else y[3] == 0

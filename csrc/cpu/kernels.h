@@ -1,17 +1,32 @@
 // What one instruction set's library offers to ops.cpp: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
+#include "../elementwise.h"
 #include "../row.h"
 
 namespace fastloss {
 
 enum class Scalar : int { kFloat, kDouble, kBFloat16, kHalf };
 
+namespace kernel {
+
+// The row engine's work is cut into items (a row, or a tile of neighbouring rows) that may run in any order on any thread.
+int64_t row_items(const RowCall&);
+void row_forward(const RowCall&, Scalar, int functor, bool soft, int64_t begin, int64_t end);
+void row_backward(const RowCall&, Scalar, int functor, bool soft, int64_t begin, int64_t end);
+
+// The element-wise engine's is cut into ranges of elements. The forward gives the sums of losses and of weights of its range.
+void elementwise_forward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end, double* sums);
+void elementwise_backward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end);
+
+}  // namespace kernel
+
 struct Kernels {
-  // Work is cut into items (a row, or a tile of neighbouring rows) that may run in any order on any thread.
-  int64_t (*row_items)(const RowCall&);
-  void (*row_forward)(const RowCall&, Scalar, int functor, bool soft, int64_t begin, int64_t end);
-  void (*row_backward)(const RowCall&, Scalar, int functor, bool soft, int64_t begin, int64_t end);
+  decltype(&kernel::row_items) row_items;
+  decltype(&kernel::row_forward) row_forward;
+  decltype(&kernel::row_backward) row_backward;
+  decltype(&kernel::elementwise_forward) elementwise_forward;
+  decltype(&kernel::elementwise_backward) elementwise_backward;
 };
 
 }  // namespace fastloss

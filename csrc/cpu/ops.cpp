@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -30,14 +31,16 @@ constexpr int64_t kGrain = 32768;               // elements that are worth a thr
 constexpr int64_t kMaxStridedClasses = 1 << 24;  // the kernel compares classes as floats
 constexpr size_t kHugePage = size_t{1} << 21;   // bytes
 
-int functor_index(c10::string_view name) {
-  int index = 0;
-#define FASTLOSS_NAME(stem, Functor) \
-  if (name == #stem) return index; \
-  ++index;
-  FASTLOSS_ROW(FASTLOSS_NAME)
+#define FASTLOSS_NAME(stem, Functor) #stem,
+constexpr const char* kRowLosses[] = {FASTLOSS_ROW(FASTLOSS_NAME)};
+constexpr const char* kElementwiseLosses[] = {FASTLOSS_ELEMENTWISE(FASTLOSS_NAME)};
 #undef FASTLOSS_NAME
-  TORCH_CHECK_VALUE(false, "row engine: no compiled loss is named '", name, "'");
+
+template <size_t N>
+int functor_index(const char* engine, const char* const (&names)[N], c10::string_view name) {
+  const auto found = std::find(names, names + N, name);
+  TORCH_CHECK_VALUE(found != names + N, engine, " engine: no compiled loss is named '", name, "'");
+  return static_cast<int>(found - names);
 }
 
 Scalar scalar_of(const Tensor& t) {
@@ -46,7 +49,7 @@ Scalar scalar_of(const Tensor& t) {
     case at::kDouble: return Scalar::kDouble;
     case at::kBFloat16: return Scalar::kBFloat16;
     case at::kHalf: return Scalar::kHalf;
-    default: TORCH_CHECK(false, "row engine: input must be float32, float64, bfloat16 or float16, got ", t.scalar_type());
+    default: TORCH_CHECK(false, "fastloss: input must be float32, float64, bfloat16 or float16, got ", t.scalar_type());
   }
 }
 
@@ -245,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(
   const Tensor target = soft ? target_ : target_.contiguous();
   RowCall call = describe(
       input, target, weight, {functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction});
-  const int index = functor_index(functor);
+  const int index = functor_index("row", kRowLosses, functor);
   const Scalar scalar = scalar_of(input);
   const int64_t rows = call.outer * call.inner, counted = soft ? rows : count_labels(call);
   const auto options = input.options().dtype(accumulate_type(input));
@@ -275,7 +278,7 @@ void backward_into(
   const bool soft = target_.is_floating_point();
   const Tensor target = soft ? target_ : target_.contiguous();
   RowCall call = describe(input, target, weight, settings);
-  const int index = functor_index(settings.functor);
+  const int index = functor_index("row", kRowLosses, settings.functor);
   const int64_t rows = call.outer * call.inner;
   const auto upstream = [&](const OptionalTensor& gradient, int64_t count) {
     if (!gradient) return Tensor();
@@ -318,6 +321,98 @@ Tensor row_backward(FASTLOSS_BACKWARD_ARGS(const Tensor&)) {
 
 void row_backward_(FASTLOSS_BACKWARD_ARGS(Tensor&)) { backward_into(input, FASTLOSS_BACKWARD_VALUES); }
 
+// An operand over sizes[0] x sizes[1] x sizes[2]; contiguous tensors of any rank are one row of elements.
+Operand operand(const Tensor& t, bool flat) {
+  Operand result{t.const_data_ptr(), {0, 0, 1}};
+  if (!flat) {
+    for (int64_t d = 0; d < t.dim(); ++d) result.strides[kMaxDims - t.dim() + d] = t.stride(d);
+  }
+  return result;
+}
+
+ElementwiseCall describe(
+    const Tensor& input, const Tensor& target, const OptionalTensor& third, const OptionalTensor& weight, const OptionalTensor& grad_loss,
+    at::ArrayRef<double> params, int64_t reduction) {
+  const OptionalTensor all[] = {input, target, third, weight, grad_loss};
+  bool flat = true;
+  for (const auto& t : all) flat = flat && (!t || t->is_contiguous());
+  TORCH_CHECK(flat || input.dim() <= kMaxDims, "elementwise engine: strided operands may have ", kMaxDims, " dimensions, got ", input.sizes());
+  ElementwiseCall call{};
+  call.sizes[0] = call.sizes[1] = call.sizes[2] = 1;
+  if (flat) call.sizes[2] = input.numel();
+  else for (int64_t d = 0; d < input.dim(); ++d) call.sizes[kMaxDims - input.dim() + d] = input.size(d);
+  Operand* const slots[] = {&call.input, &call.target, &call.third, &call.weight, &call.grad_loss};
+  for (int i = 0; i < 5; ++i) {
+    if (!all[i]) continue;
+    TORCH_CHECK(all[i]->sizes() == input.sizes() && all[i]->scalar_type() == input.scalar_type(), "elementwise engine: all operands must be ",
+                input.scalar_type(), input.sizes(), ", got ", all[i]->scalar_type(), all[i]->sizes());
+    *slots[i] = operand(*all[i], flat);
+  }
+  TORCH_CHECK(params.size() <= kMaxParams, "elementwise engine: at most ", kMaxParams, " parameters, got ", params.size());
+  std::copy(params.begin(), params.end(), call.params);
+  call.reduction = static_cast<int>(reduction);
+  return call;
+}
+
+std::tuple<Tensor, Tensor> elementwise_forward(
+    const Tensor& input, const Tensor& target, const OptionalTensor& third, const OptionalTensor& weight, c10::string_view functor,
+    at::ArrayRef<double> params, int64_t reduction_code) {
+  ElementwiseCall call = describe(input, target, third, weight, std::nullopt, params, reduction_code);
+  const int index = functor_index("elementwise", kElementwiseLosses, functor);
+  const Scalar scalar = scalar_of(input);
+  const auto reduction = static_cast<Reduction>(reduction_code);
+  const bool each = reduction == Reduction::kNone;
+  const int64_t n = input.numel(), pieces = (n + kGrain - 1) / kGrain;
+  const Tensor loss = at::empty(each ? input.sizes() : at::IntArrayRef{}, input.options());
+  const Tensor divisor = at::empty({}, input.options().dtype(accumulate_type(input)));
+  if (each) {
+    advise_huge_pages(loss);
+    call.loss.data = loss.data_ptr();
+  }
+  c10::SmallVector<std::array<double, 2>, 8> sums(pieces);
+  each_piece(n, [&](int64_t begin, int64_t end) { kernels->elementwise_forward(call, scalar, index, begin, end, sums[begin / kGrain].data()); });
+
+  const auto total = [&](int field) {
+    Compensated sum;
+    for (const auto& piece : sums) sum.add(piece[field]);
+    return sum.value();
+  };
+  const double by = reduction == Reduction::kMean ? static_cast<double>(n) : reduction == Reduction::kWeightedMean ? total(1) : 1.0;
+  AT_DISPATCH_FLOATING_TYPES(divisor.scalar_type(), "elementwise_forward", [&] {
+    *divisor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(by);
+  });
+  if (!each) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, loss.scalar_type(), "elementwise_forward", [&] {
+      *loss.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(total(0) / by);
+    });
+  }
+  return {loss, divisor};
+}
+
+std::tuple<Tensor, Tensor, Tensor> elementwise_backward(
+    const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& third, const OptionalTensor& weight,
+    const Tensor& divisor, c10::string_view functor, at::ArrayRef<double> params, int64_t reduction, bool want_input, bool want_target,
+    bool want_third) {
+  const bool each = static_cast<Reduction>(reduction) == Reduction::kNone;
+  TORCH_CHECK(each || grad_loss.numel() == 1, "elementwise engine: an upstream gradient must be a scalar, got ", grad_loss.sizes());
+  ElementwiseCall call = describe(input, target, third, weight, each ? OptionalTensor(grad_loss) : std::nullopt, params, reduction);
+  const Tensor upstream = each ? grad_loss : grad_loss.to(accumulate_type(input));
+  call.grad_scalar = upstream.const_data_ptr();
+  call.divisor = divisor.data_ptr();
+  const auto gradient = [&](bool wanted, Operand& slot) {
+    Tensor grad = at::empty(wanted ? input.sizes() : at::IntArrayRef{0}, input.options());
+    advise_huge_pages(grad);
+    slot.data = wanted ? grad.data_ptr() : nullptr;
+    return grad;
+  };
+  const Tensor grad_input = gradient(want_input, call.grad_input), grad_target = gradient(want_target, call.grad_target),
+               grad_third = gradient(want_third, call.grad_third);
+  const int index = functor_index("elementwise", kElementwiseLosses, functor);
+  const Scalar scalar = scalar_of(input);
+  each_piece(input.numel(), [&](int64_t begin, int64_t end) { kernels->elementwise_backward(call, scalar, index, begin, end); });
+  return {grad_input, grad_target, grad_third};
+}
+
 }  // namespace
 }  // namespace fastloss
 
@@ -327,4 +422,6 @@ TORCH_LIBRARY_IMPL(fastloss, CPU, m) {
   m.impl("row_forward.cpu", fastloss::row_forward);
   m.impl("row_backward.cpu", fastloss::row_backward);
   m.impl("row_backward_.cpu", fastloss::row_backward_);
+  m.impl("elementwise_forward.cpu", fastloss::elementwise_forward);
+  m.impl("elementwise_backward.cpu", fastloss::elementwise_backward);
 }

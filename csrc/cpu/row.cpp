@@ -27,12 +27,6 @@ int64_t tile_lanes(const RowCall& c) {
 
 bool contiguous(const RowCall& c) { return c.inner == 1 && c.class_stride == 1; }
 
-int64_t row_items(const RowCall& c) {
-  if (contiguous(c)) return c.outer;
-  const int64_t lanes = tile_lanes(c);
-  return c.outer * ((c.inner + lanes - 1) / lanes);
-}
-
 // What happens to a logit before the softmax, and its derivative as a function of the result.
 template <class A>
 struct Transform {
@@ -564,7 +558,19 @@ void run(const RowCall& call, Scalar scalar, int functor, bool soft, int64_t beg
 }
 
 }  // namespace
-}  // namespace fastloss
 
-extern "C" __attribute__((visibility("default"))) const fastloss::Kernels fastloss_kernels = {
-    fastloss::row_items, fastloss::run<true>, fastloss::run<false>};
+int64_t kernel::row_items(const RowCall& c) {
+  if (contiguous(c)) return c.outer;
+  const int64_t lanes = tile_lanes(c);
+  return c.outer * ((c.inner + lanes - 1) / lanes);
+}
+
+void kernel::row_forward(const RowCall& call, Scalar scalar, int functor, bool soft, int64_t begin, int64_t end) {
+  run<true>(call, scalar, functor, soft, begin, end);
+}
+
+void kernel::row_backward(const RowCall& call, Scalar scalar, int functor, bool soft, int64_t begin, int64_t end) {
+  run<false>(call, scalar, functor, soft, begin, end);
+}
+
+}  // namespace fastloss

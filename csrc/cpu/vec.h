@@ -17,6 +17,11 @@ inline Vectorized<T> expm1(Vectorized<T> x) { return x.expm1(); }
 template <class T>
 inline Vectorized<T> tanh(Vectorized<T> x) { return x.tanh(); }
 
+template <class T>
+inline Vectorized<T> sqrt(Vectorized<T> x) { return x.sqrt(); }
+template <class T>
+inline Vectorized<T> abs(Vectorized<T> x) { return x.abs(); }
+
 // One instruction: the operand order makes it give b when either is NaN.
 template <class T>
 inline Vectorized<T> larger(Vectorized<T> a, Vectorized<T> b) { return at::vec::clamp_min(b, a); }

@@ -2,7 +2,7 @@
 //
 // Each block leaves one partial sum of losses, and a last block adds these in a fixed order: the same bits from run to run.
 #include "kernels.h"
-#include "sweep.h"
+#include "launch.h"
 
 namespace fastloss {
 namespace {
@@ -118,29 +118,23 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
     static_cast<A*>(call.log_sum)[r] = F::kNormalise ? log_sum : A(0);
     static_cast<A*>(call.slope)[r] = terms.slope;
     if (!kPlain && call.entropy) static_cast<A*>(call.entropy)[r] = terms.entropy;
-    if (call.accuracy) static_cast<A*>(call.accuracy)[r] = counts && target_logit >= max && log_sum == log_sum ? A(1) : A(0);
+    if (call.accuracy) {
+      const bool comparable = log_sum == log_sum || max == A(INFINITY);  // no NaN among the logits
+      static_cast<A*>(call.accuracy)[r] = counts && comparable && target_logit >= max ? A(1) : A(0);
+    }
     if (call.row_loss) static_cast<A*>(call.row_loss)[r] = terms.loss;
     loss_sum.add(terms.loss);
     count_sum.add(count);
   }
 
-  const Totals<A> block = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
-  if (threadIdx.x == 0) {
-    s.partial[2 * blockIdx.x] = block.loss;
-    s.partial[2 * blockIdx.x + 1] = block.count;
-  }
+  leave_partial(s.partial, loss_sum, count_sum);
 }
 
 // One block: adds the partial sums of `blocks` blocks, and divides.
 template <class A, class L>
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(const A* partial, int blocks, int reduction, bool zero_empty, A* divisor, L* loss) {
-  Sum<A> loss_sum{0, 0}, count_sum{0, 0};
-  for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
-    loss_sum.add(partial[2 * i]);
-    count_sum.add(partial[2 * i + 1]);
-  }
-  const Totals<A> all = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
+  const Totals<A> all = add_partials(partial, blocks);
   if (threadIdx.x != 0) return;
   const bool mean = reduction == static_cast<int>(Reduction::kMean) || reduction == static_cast<int>(Reduction::kRowMean);
   // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
@@ -226,22 +220,6 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall cal
   }
 }
 
-#if defined(__CUDACC__)
-template <class... Parameters, class... Arguments>
-void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream, Arguments... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("fastloss: a CUDA kernel did not start: ") + cudaGetErrorString(error));
-  }
-}
-#else
-template <class... Parameters, class... Arguments>
-void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Arguments... arguments) {
-  simt::launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), arguments...);
-}
-#endif
-
 // Whether classes are neighbours in all that is read and written along a row.
 bool contiguous(const RowCall& call, const RowLaunch& launch) {
   return call.inner == 1 && call.class_stride == 1 && (!launch.soft || call.target_class_stride == 1) &&
@@ -249,7 +227,7 @@ bool contiguous(const RowCall& call, const RowLaunch& launch) {
 }
 
 template <class A>
-Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack, int& threads, int64_t& blocks) {
+Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack) {
   Settings<A> s{};
   for (int i = 0; i < kMaxParams; ++i) s.params[i] = static_cast<A>(call.params[i]);
   s.keep = static_cast<A>(1.0 - call.label_smoothing);
@@ -261,29 +239,24 @@ Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack,
   s.rows = call.outer * call.inner;
   s.partial = static_cast<A*>(launch.partial);
   s.lanes = !contiguous(call, launch) ? 1 : call.classes <= kWarpPacks * pack ? kLanes : kThreads;
-  const int64_t wanted = s.rows * s.lanes;  // threads, if nothing limited them
-  threads = wanted >= kThreads ? kThreads : static_cast<int>(wanted <= kLanes ? kLanes : (wanted + kLanes - 1) / kLanes * kLanes);
-  blocks = (wanted + threads - 1) / threads;
-  blocks = blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks;
   return s;
 }
 
 template <class T, class F, bool kSoft, bool kPlain>
 void run(bool forward, const RowCall& call, const RowLaunch& launch) {
-  int threads;
-  int64_t blocks;
-  const auto s = settings<AccOf<T>>(call, launch, Pack<T>::kCount, threads, blocks);
+  const auto s = settings<AccOf<T>>(call, launch, Pack<T>::kCount);
+  const Grid grid(s.rows * s.lanes);
   if (contiguous(call, launch)) {
-    start(forward ? forward_kernel<T, F, kSoft, kPlain, Contiguous> : backward_kernel<T, F, kSoft, kPlain, Contiguous>, blocks, threads,
-          launch.stream, call, s);
+    start(forward ? forward_kernel<T, F, kSoft, kPlain, Contiguous> : backward_kernel<T, F, kSoft, kPlain, Contiguous>, grid.blocks,
+          grid.threads, launch.stream, call, s);
   } else {
-    start(forward ? forward_kernel<T, F, kSoft, kPlain, Strided> : backward_kernel<T, F, kSoft, kPlain, Strided>, blocks, threads,
-          launch.stream, call, s);
+    start(forward ? forward_kernel<T, F, kSoft, kPlain, Strided> : backward_kernel<T, F, kSoft, kPlain, Strided>, grid.blocks,
+          grid.threads, launch.stream, call, s);
   }
   if (!forward) return;
   const auto finish = [&](auto* loss) {
     using L = std::remove_pointer_t<decltype(loss)>;
-    start(finish_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(blocks),
+    start(finish_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(grid.blocks),
           call.reduction, call.zero_empty != 0, static_cast<AccOf<T>*>(call.divisor), loss);
   };
   switch (launch.loss_scalar) {

@@ -1,0 +1,58 @@
+// How a call becomes launches: the grid, the start of a kernel, and the sum of what the blocks of a grid left.
+#pragma once
+
+#include "sweep.h"
+
+namespace fastloss {
+
+#if defined(__CUDACC__)
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream, Arguments... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("fastloss: a CUDA kernel did not start: ") + cudaGetErrorString(error));
+  }
+}
+#else
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Arguments... arguments) {
+  simt::launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), arguments...);
+}
+#endif
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+
+  // For so many threads, if nothing limited them; never empty, so that nothing can be summed too.
+  explicit Grid(int64_t wanted)
+      : threads(wanted >= kThreads ? kThreads
+                                   : static_cast<int>(wanted <= kLanes ? kLanes : (wanted + kLanes - 1) / kLanes * kLanes)) {
+    blocks = (wanted + threads - 1) / threads;
+    blocks = blocks < 1 ? 1 : blocks > kMaxBlocks ? kMaxBlocks : blocks;
+  }
+};
+
+// A block's part of the sums.
+template <class A>
+__device__ __forceinline__ void leave_partial(A* partial, const Sum<A>& loss_sum, const Sum<A>& count_sum) {
+  const Totals<A> block = reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
+  if (threadIdx.x == 0) {
+    partial[2 * blockIdx.x] = block.loss;
+    partial[2 * blockIdx.x + 1] = block.count;
+  }
+}
+
+// The parts of `blocks` blocks, added in a fixed order; for a kernel of one block.
+template <class A>
+__device__ __forceinline__ Totals<A> add_partials(const A* partial, int blocks) {
+  Sum<A> loss_sum{0, 0}, count_sum{0, 0};
+  for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
+    loss_sum.add(partial[2 * i]);
+    count_sum.add(partial[2 * i + 1]);
+  }
+  return reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
+}
+
+}  // namespace fastloss

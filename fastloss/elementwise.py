@@ -1,0 +1,171 @@
+"""The element-wise engine: losses that are a function of single numbers.
+
+Every loss of this engine is one *point function* ``f(input, target[, third], *params) -> value`` under the same machinery: broadcasting,
+weights, reductions, dtypes and layouts. :func:`formula` says it in plain torch: it is the `eager` backend, the oracle of the tests, and what
+second derivatives, `torch.func` and gradients to weights run through. The other backends read each operand once forward and once backward,
+and keep nothing but the operands themselves in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from . import _checks
+from ._backends import choose
+from .engine import REDUCTIONS, accumulate_dtype, define, fast_apply, formula_backward, overridden
+from .registry import LOSSES
+
+MAX_DIMS = 3  # that kernels walk over, after neighbouring dimensions were merged
+
+
+def formula(
+    point: Callable[..., Tensor],
+    params: tuple[float, ...],
+    reduction: int,
+    input: Tensor,
+    target: Tensor,
+    third: Tensor | None,
+    weight: Tensor | None,
+) -> Tensor:
+    """The engine's mathematics in plain torch."""
+    accumulate = accumulate_dtype(input.dtype)
+    values = point(*(t.to(accumulate) for t in (input, target, third) if t is not None), *params)
+    if weight is not None:
+        weight = weight.to(accumulate)
+        values = values * weight
+    if reduction == REDUCTIONS["none"]:
+        return values.to(input.dtype)
+    loss = values.sum()
+    if reduction == REDUCTIONS["mean"]:
+        loss = loss / values.numel()
+    elif reduction == REDUCTIONS["weighted_mean"]:
+        loss = loss / weight.expand_as(values).sum()
+    return loss.to(input.dtype)
+
+
+_SETTINGS = "str functor, float[] params, int reduction"
+
+
+def _forward_fake(input, target, third, weight, functor, params, reduction):
+    loss = input.new_empty(input.shape if reduction == REDUCTIONS["none"] else ())
+    return loss, input.new_empty((), dtype=accumulate_dtype(input.dtype))
+
+
+def gradients(input: Tensor, target: Tensor, third: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+    """The uninitialised outputs of ``elementwise_backward``; empty where not wanted."""
+    return tuple(input.new_empty(input.shape if want else (0,)) for want in wanted)
+
+
+def _backward_fake(grad_loss, input, target, third, weight, divisor, functor, params, reduction, *wanted):
+    return gradients(input, target, third, wanted)
+
+
+# All operands have one shape and dtype, and are contiguous or have at most MAX_DIMS dimensions. What comes out is contiguous.
+_FORWARD = define(
+    "elementwise_forward",
+    f"(Tensor input, Tensor target, Tensor? third, Tensor? weight, {_SETTINGS}) -> (Tensor loss, Tensor divisor)",
+    _forward_fake,
+)
+_BACKWARD = define(
+    "elementwise_backward",
+    f"(Tensor grad_loss, Tensor input, Tensor target, Tensor? third, Tensor? weight, Tensor divisor, {_SETTINGS}, "
+    "bool want_input, bool want_target, bool want_third) -> (Tensor grad_input, Tensor grad_target, Tensor grad_third)",
+    _backward_fake,
+)
+
+
+class _Elementwise(torch.autograd.Function):
+    """Forward and backward of the engine on a compiled backend. Not for torch.func: there the formula runs."""
+
+    @staticmethod
+    def forward(ctx, input, target, third, weight, backend, settings):
+        loss, divisor = _FORWARD[backend](input, target, third, weight, *settings)
+        ctx.save_for_backward(input, target, third, weight, divisor)
+        ctx.plan = backend, settings
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        *operands, divisor = ctx.saved_tensors
+        backend, (name, params, reduction) = ctx.plan
+        needed = ctx.needs_input_grad[:4]
+        if needed[3] or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+            run = lambda *inputs: [formula(LOSSES[name].point, params, reduction, *inputs)]  # noqa: E731
+            return *formula_backward(run, operands, needed, [grad]), None, None
+        if grad.dim() > MAX_DIMS:  # it may have other strides than the operands
+            grad = grad.contiguous()
+        found = _BACKWARD[backend](grad, *operands, divisor, name, params, reduction, *needed[:3])
+        return *(g if need else None for g, need in zip(found, needed)), None, None, None
+
+
+_apply = fast_apply(_Elementwise)
+
+
+def canonical(*tensors: Tensor | None) -> tuple[tuple[Tensor | None, ...], Callable[[Tensor], Tensor]]:
+    """Bring tensors that broadcast to one shape and a layout that kernels walk over, as views wherever strides allow.
+
+    Returns the tensors, and what brings a contiguous result of their shape back to the broadcast shape.
+    """
+    given = [t for t in tensors if t is not None]
+    lead = given[0]
+    if all(t.shape == lead.shape and t.is_contiguous() for t in given):
+        return tensors, lambda result: result
+    given = torch.broadcast_tensors(*given)
+    shape = given[0].shape
+    # Dimensions in the order in which the first tensor has them in memory, so that neighbours merge. (Dynamo cannot sort symbolic strides.)
+    order: list[int] = []
+    for d in range(len(shape)):
+        place = 0
+        while place < len(order) and given[0].stride(order[place]) >= given[0].stride(d):
+            place += 1
+        order.insert(place, d)
+    permuted = [t.permute(order) for t in given]
+    sizes: list[int] = []
+    for d, size in enumerate(permuted[0].shape):
+        if sizes and (size == 1 or last == 1 or all(t.stride(d - 1) == t.stride(d) * size for t in permuted)):
+            sizes[-1] *= size
+            last = size if size != 1 else last
+        else:
+            sizes.append(size)
+            last = size
+    merged = [t.reshape(sizes) for t in permuted] if len(sizes) <= MAX_DIMS else [t.contiguous() for t in permuted]
+    found = iter(merged)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return (
+        tuple(None if t is None else next(found) for t in tensors),
+        lambda result: result.reshape([shape[d] for d in order]).permute(inverse),
+    )
+
+
+def elementwise_loss(
+    name: str,
+    params: tuple[float, ...],
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    weighted_mean: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Run the registered element-wise loss `name`: check, choose a backend, bring to a canonical layout, run, give the shape back.
+
+    `weighted_mean` makes a mean divide by the sum of `weight` instead of the number of elements.
+    """
+    entry = LOSSES[name]
+    if has_torch_function_variadic(*operands, weight):
+        options = dict(zip(entry.operands, operands)) | dict(zip(entry.params, params))
+        return overridden(name, options | dict(weight=weight, reduction=reduction, backend=backend), (*operands, weight))
+    code, dtype = _checks.elementwise(entry, operands, weight, reduction)
+    if code == REDUCTIONS["mean"] and weighted_mean and weight is not None:
+        code = REDUCTIONS["weighted_mean"]
+    backend, _ = choose(name, backend, *operands, weight)
+    tensors = tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in (*operands, weight))
+    if backend == "eager":
+        return formula(entry.point, params, code, *tensors)
+    tensors, restore = canonical(*tensors)
+    loss = _apply(*tensors, backend, (name, params, code))
+    return restore(loss) if code == REDUCTIONS["none"] else loss
+

@@ -1,0 +1,77 @@
+"""What the engines share: reductions, dtypes, the operator library, and gradients through an engine's formula."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function
+
+from .registry import LOSSES
+
+# Codes shared with csrc/math.h. Of the row engine "row_mean" divides by the rows that count, "mean" by their weights; of the
+# element-wise engine "weighted_mean" divides by the weights, "mean" by the number of elements.
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "row_mean": 3, "weighted_mean": 4}
+COMPILED = ("cpu", "triton", "cuda")
+
+library = torch.library.Library("fastloss", "DEF")
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def define(op: str, schema: str, fake: Callable) -> dict[str, Callable]:
+    """Define an operator with one overload a backend, so that a trace shows which backend ran; gives the overloads."""
+    for backend in COMPILED:
+        library.define(f"{op}.{backend}{schema}")
+        torch.library.register_fake(f"fastloss::{op}.{backend}", fake, lib=library)
+    return {backend: getattr(getattr(torch.ops.fastloss, op), backend) for backend in COMPILED}
+
+
+def formula_backward(
+    run: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor | None], needed: Sequence[bool], grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients to the `needed` ones of `inputs` through plain torch, differentiable again.
+
+    Args:
+        run: the formula, from the inputs to as many outputs as there are `grads`.
+        inputs: its arguments.
+        needed: which of them a gradient is wanted for.
+        grads: upstream gradients; None for an output that took no part.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            t if not need else (t if create_graph else t.detach().requires_grad_()) for t, need in zip(inputs, needed)
+        ]
+        outputs = [(out.reshape(grad.shape), grad) for out, grad in zip(run(*leaves), grads) if grad is not None]
+    if not outputs:
+        return [None] * len(inputs)
+    wanted = [leaf for leaf, need in zip(leaves, needed) if need]
+    found = iter(
+        torch.autograd.grad([o for o, _ in outputs], wanted, [g for _, g in outputs], create_graph=create_graph, allow_unused=True)
+    )
+    return [next(found) if need else None for need in needed]
+
+
+def fast_apply(function: type[torch.autograd.Function]) -> Callable:
+    """``function.apply`` without its look for torch.func transforms, 2 us: under one the formula runs."""
+    raw, known = super(torch.autograd.Function, function).apply, function.apply
+
+    def apply(*args):
+        return known(*args) if torch.compiler.is_compiling() else raw(*args)  # Dynamo knows only Function.apply
+
+    return apply
+
+
+def overridden(name: str, options: dict[str, object], tensors: tuple[Tensor | None, ...]):
+    """Hand the call of a public function to the ``__torch_function__`` of its tensors; `options` may hold more than it takes."""
+    function = LOSSES[name].function
+    taken = inspect.signature(function).parameters
+    positional = [p for p in taken.values() if p.default is p.empty]
+    named = {option: value for option, value in options.items() if option in taken}
+    return handle_torch_function(function, tensors, *(named.pop(p.name) for p in positional), **named)
