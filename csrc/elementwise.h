@@ -281,6 +281,15 @@ struct Brier {
   }
 };
 
+// (1 - 2 t) x: the critic's score, up for generated samples (t = 0) and down for real ones (t = 1).
+struct Wasserstein {
+  template <class V, class P>
+  FL_HD static Partials<V> eval(V x, V t, V, const P*) {
+    const V side = V(1) - t - t;
+    return {side * x, side, V(-2) * x, V(0)};
+  }
+};
+
 #define FASTLOSS_ELEMENTWISE(X) \
   X(mse, Mse) \
   X(l1, L1) \
@@ -304,7 +313,8 @@ struct Brier {
   X(binary_cross_entropy, Bce) \
   X(binary_cross_entropy_with_logits, BceWithLogits) \
   X(sigmoid_focal, SigmoidFocal) \
-  X(brier, Brier)
+  X(brier, Brier) \
+  X(wasserstein, Wasserstein)
 
 constexpr int kMaxDims = 3;
 

@@ -347,6 +347,12 @@ def brier(x, t, z, p):
     return e * e, (e + e) * change, -(e + e), tl.zeros_like(x)
 
 
+@triton.jit
+def wasserstein(x, t, z, p):
+    side = 1.0 - t - t
+    return side * x, side, -2.0 * x, tl.zeros_like(x)
+
+
 # The same names as in csrc/elementwise.h and the registry
 ELEMENTWISE = {
     "mse": mse,
@@ -372,4 +378,5 @@ ELEMENTWISE = {
     "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
     "sigmoid_focal": sigmoid_focal,
     "brier": brier,
+    "wasserstein": wasserstein,
 }

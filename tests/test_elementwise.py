@@ -298,6 +298,7 @@ BY_HAND = [
     ("sigmoid_focal_loss", ([math.log(3)], [1.0]), {"alpha": -1, "gamma": 1.0}, [0.25 * math.log(4 / 3)]),
     ("brier_loss", ([0.25, 1.0], [1.0, 1.0]), {}, [0.5625, 0.0]),
     ("brier_loss", ([0.0], [1.0]), {"from_logits": True}, [0.25]),
+    ("wasserstein_loss", ([3.0, 1.0], [1.0, 0.0]), {}, [-3.0, 1.0]),
 ]
 
 

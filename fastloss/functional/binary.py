@@ -12,7 +12,7 @@ from ..registry import register
 
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "brier_loss", "hinge_embedding_loss", "hinge_loss", "margin_ranking_loss",
-    "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss",
+    "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss", "wasserstein_loss",
 ]
 
 _BINARY = {"input": "real", "target": "binary"}
@@ -448,3 +448,34 @@ def margin_ranking_loss(
         sizes = ", ".join(f"{name}: {t.size()}" for name, t in zip(("input1", "input2", "target"), tensors))
         raise RuntimeError(f"margin_ranking: All input tensors should have same dimension but got sizes: {sizes}")
     return elementwise_loss("margin_ranking", (float(margin),), tensors, None, reduction, backend=backend)
+
+
+@register(
+    "elementwise", point=lambda input, target: (1 - 2 * target) * input, formula="(1 - 2 t) x", source="Arjovsky et al. 2017, equation 3",
+    operands=_BINARY,
+)
+def wasserstein_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, backend: str | None = None) -> Tensor:
+    r"""Loss of a Wasserstein critic, :math:`\ell = (1 - 2 t) x`; of the generator with target 1.
+
+    Args:
+        input: the critic's scores.
+        target: 1 for real samples, 0 for generated ones; broadcasts with `input`.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Shape:
+        - input, target: any that broadcast
+
+    Raises:
+        As :func:`fastloss.functional.mse_loss`.
+
+    Source:
+        Arjovsky et al. 2017, equation 3.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.wasserstein_loss(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]), reduction="none")
+        tensor([-3.,  1.])
+    """
+    return elementwise_loss("wasserstein", (), (input, target, None), None, reduction, backend=backend)
