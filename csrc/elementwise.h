@@ -194,8 +194,8 @@ struct HingeEmbedding {
 struct SoftMargin {
   template <class V, class P>
   FL_HD static Partials<V> eval(V x, V t, V, const P*) {
-    const V s = V(0) - t * x, p = sigmoid(s);
-    return {softplus(s), V(0) - t * p, V(0) - x * p, V(0)};
+    const auto l = logistic(V(0) - t * x);
+    return {l.up, V(0) - t * l.p, V(0) - x * l.p, V(0)};
   }
 };
 
@@ -241,8 +241,9 @@ struct Bce {
 struct BceWithLogits {
   template <class V, class P>
   FL_HD static Partials<V> eval(V x, V t, V z, const P*) {
-    const V down = softplus(V(0) - x), q = sigmoid(V(0) - x), raised = V(1) + (z - V(1)) * t;
-    return {(V(1) - t) * x + raised * down, (V(1) - t) - raised * q, (z - V(1)) * down - x, t * down};
+    const auto l = logistic(x);
+    const V raised = V(1) + (z - V(1)) * t;
+    return {(V(1) - t) * x + raised * l.down, (V(1) - t) - raised * l.q, (z - V(1)) * l.down - x, t * l.down};
   }
 };
 
@@ -252,21 +253,26 @@ struct SigmoidFocal {
   template <class V, class P>
   FL_HD static Partials<V> eval(V x, V t, V, const P* params) {
     const V alpha(params[0]), gamma(params[1]);
-    const V up = softplus(x), down = softplus(V(0) - x);  // -log(1 - p), -log p
-    const V p = exp(V(0) - down), q = exp(V(0) - up);
-    const V ce = (V(1) - t) * up + t * down;
+    const auto l = logistic(x);
+    const V ce = (V(1) - t) * l.up + t * l.down;
     const V weight = params[0] < 0 ? V(1) : alpha * t + (V(1) - alpha) * (V(1) - t);
     const auto positive = equal(t, V(1)), negative = equal(t, V(0));
-    const V miss = q * t + p * (V(1) - t);  // 1 - p_t
-    const V log_miss = select(positive, V(0) - up, select(negative, V(0) - down, log(miss)));
-    const V factor = params[1] == 0 ? V(1) : exp(gamma * log_miss);
-    // d miss / dx = (1 - 2t) p q; over miss it is -p for t = 1 and q for t = 0.
-    const V ratio = select(positive, V(0) - p, select(negative, q, (V(1) - t - t) * p * q / miss));
-    const V dt_ratio = select(positive, V(0), select(negative, V(0), (q - p) / miss));  // not for labels: q may have underflowed
-    const V dce = (V(1) - t) * p - t * q;
+    const V miss = l.q * t + l.p * (V(1) - t);  // 1 - p_t
+    // d miss / dx = (1 - 2t) p q; over miss it is -p for t = 1 and q for t = 0. The second ratio is left out for labels: q may have underflowed.
+    V log_miss = select(positive, V(0) - l.up, V(0) - l.down);
+    V ratio = select(positive, V(0) - l.p, l.q), target_ratio(0);
+    const auto soft = select(positive, V(0), select(negative, V(0), V(1)));
+    if (any(less(V(0), soft))) {
+      const auto between = less(V(0), soft);
+      log_miss = select(between, log(miss), log_miss);
+      ratio = select(between, (V(1) - t - t) * l.p * l.q / miss, ratio);
+      target_ratio = select(between, (l.q - l.p) / miss, V(0));
+    }
+    const V factor = params[1] == 0 ? V(1) : params[1] == 2 ? miss * miss : exp(gamma * log_miss);
+    const V dce = (V(1) - t) * l.p - t * l.q;
     const V dweight = params[0] < 0 ? V(0) : alpha + alpha - V(1);
     return {weight * factor * ce, weight * factor * (dce + gamma * ratio * ce),
-            factor * (dweight * ce + weight * (down - up) + weight * gamma * dt_ratio * ce), V(0)};
+            factor * (dweight * ce + weight * (l.down - l.up) + weight * gamma * target_ratio * ce), V(0)};
   }
 };
 
@@ -275,9 +281,9 @@ struct Brier {
   template <class V, class P>
   FL_HD static Partials<V> eval(V x, V t, V, const P* params) {
     const bool logits = params[0] != 0;
-    const V p = logits ? sigmoid(x) : x, e = p - t;
-    const V slope = logits ? (e + e) * p * sigmoid(V(0) - x) : e + e;
-    return {e * e, slope, V(0) - (e + e), V(0)};
+    const auto s = sigmoid(x);
+    const V p = logits ? s.p : x, e = p - t;
+    return {e * e, logits ? (e + e) * p * s.q : e + e, V(0) - (e + e), V(0)};
   }
 };
 

@@ -45,6 +45,7 @@ FL_HD bool less(float a, float b) { return a < b; }
 FL_HD bool less(double a, double b) { return a < b; }
 FL_HD bool equal(float a, float b) { return a == b; }
 FL_HD bool equal(double a, double b) { return a == b; }
+FL_HD bool any(bool condition) { return condition; }
 FL_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FL_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
@@ -70,17 +71,30 @@ FL_HD V sign(V x) {
   return select(less(V(0), x), V(1), select(less(x, V(0)), V(-1), V(0)));
 }
 
-// log(1 + exp(x)) without overflow
+// sigmoid(x) and sigmoid(-x) from one exponential, exp(-|x|), that never overflows; small ones keep their relative accuracy.
 template <class V>
-FL_HD V softplus(V x) {
-  return at_least(V(0), x) + log1p(exp(V(0) - abs(x)));
+struct Sigmoid {
+  V p, q, e;
+};
+
+template <class V>
+FL_HD Sigmoid<V> sigmoid(V x) {
+  const V e = exp(V(0) - abs(x)), unit = V(1) / (V(1) + e);
+  const auto negative = less(x, V(0));
+  return {select(negative, e, V(1)) * unit, select(negative, V(1), e) * unit, e};
 }
 
-// 1 / (1 + exp(-x)) without overflow, and small ones to full relative accuracy
+// The same with the logarithms: log(1 + exp(x)) = -log q and log(1 + exp(-x)) = -log p.
 template <class V>
-FL_HD V sigmoid(V x) {
-  const V e = exp(V(0) - abs(x));
-  return select(less(x, V(0)), e, V(1)) / (V(1) + e);
+struct Logistic {
+  V up, down, p, q;
+};
+
+template <class V>
+FL_HD Logistic<V> logistic(V x) {
+  const auto s = sigmoid(x);
+  const V tail = log1p(s.e);
+  return {at_least(V(0), x) + tail, at_least(V(0), V(0) - x) + tail, s.p, s.q};
 }
 
 // log(1 - exp(x)) for x <= 0 without cancellation: Maechler 2012, equation 7.

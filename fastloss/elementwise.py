@@ -165,7 +165,19 @@ def elementwise_loss(
     tensors = tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in (*operands, weight))
     if backend == "eager":
         return formula(entry.point, params, code, *tensors)
+    if dtype.itemsize == 2 and _sums_gradients(tensors):
+        tensors = tuple(t if t is None else t.float() for t in tensors)
     tensors, restore = canonical(*tensors)
     loss = _apply(*tensors, backend, (name, params, code))
-    return restore(loss) if code == REDUCTIONS["none"] else loss
+    loss = restore(loss) if code == REDUCTIONS["none"] else loss
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def _sums_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a tensor that is broadcast gets a gradient, whose terms must not be rounded before they are summed."""
+    given = [t for t in tensors if t is not None]
+    if all(t.shape == given[0].shape for t in given):
+        return False
+    shape = torch.broadcast_shapes(*(t.shape for t in given))
+    return any(t.requires_grad and t.shape != shape for t in given)
 

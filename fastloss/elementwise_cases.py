@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .cases import LAYOUTS
-from .engine import accumulate_dtype
 from .registry import LOSSES
 
 EXTRAS = ()
@@ -189,17 +188,13 @@ class ElementwiseCall:
         secant = (values / (operands[0] - operands[1]).abs()).nan_to_num(0.0, 0.0, 0.0)
         slope = (back * weight * torch.maximum(steep * largest, secant)).expand_as(unit) if unit.numel() else unit
         result = {"truth": 1.0, "relative": 1.0, "loss": unit if self.case.reduction == "none" else unit.sum() * share}
-        # An operand that was expanded gets a sum of gradients that were each rounded to its dtype.
-        info, accumulate = torch.finfo(self.result_dtype), torch.finfo(accumulate_dtype(self.result_dtype))
-        expanded = 1.0 + info.eps / accumulate.eps / 4 if info.eps > accumulate.eps else 1.0
         for name, tensor in self.by_name.items():
             per = slope if name != "weight" else back * (values + unit)
-            per = per.sum_to_size(tensor.shape) if unit.numel() else torch.zeros(tensor.shape)
-            result[name] = per * (expanded if tensor.numel() < unit.numel() else 1.0)
+            result[name] = per.sum_to_size(tensor.shape) if unit.numel() else torch.zeros(tensor.shape)
         return result
 
-    def excused(self, name: str) -> None:
-        """Nothing: infinities and NaN must be where the truth has them."""
+    def excused(self, name: str) -> Tensor | None:
+        """Where a result may be NaN whatever the truth: nowhere."""
         return None
 
 
@@ -223,6 +218,7 @@ DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "probability": torch.sigmoid,
     "log_prob": lambda raw: -raw.abs(),
     "positive": torch.abs,
+    "rate": lambda raw: raw.abs().clamp(max=80.0),  # or its logarithm: exp(80) is near the end of float32
     "count": lambda raw: raw.abs().round().clamp(max=2000),
     "sign": lambda raw: torch.where(raw >= 0, 1.0, -1.0).double(),
     # Labels, and a third of them soft.

@@ -100,7 +100,7 @@ def test_empty(loss, backend, shape):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nan_is_not_swallowed(loss, backend, reduction):
     call = ElementwiseCase(shape=(40,), reduction=reduction).of(loss).build()
-    names = [name for name, domain in LOSSES[loss].operands.items() if domain in ("real", "positive", "log_prob")]
+    names = [name for name, domain in LOSSES[loss].operands.items() if domain in ("real", "positive", "rate", "log_prob")]
     for name in names:
         tensors = call.tensors()
         if name not in tensors:
@@ -151,7 +151,7 @@ def closed(loss: str, backend: str | None, dtype: str = "float64", **choices):
     case = replace(case, params=tuple((name, 1e-2 if name == "eps" else value) for name, value in case.params))
     call = case.build()
     # Numbers are differentiated within their domains; labels are not.
-    names = [name for name, domain in LOSSES[loss].operands.items() if domain in ("real", "positive") and name in call.by_name]
+    names = [name for name, domain in LOSSES[loss].operands.items() if domain in ("real", "positive", "rate") and name in call.by_name]
     leaves = {name: call.by_name[name].clone().requires_grad_() for name in names}
 
     def function(*values):

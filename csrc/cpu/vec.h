@@ -30,6 +30,9 @@ template <class T>
 inline Vectorized<T> less(Vectorized<T> a, Vectorized<T> b) { return a < b; }
 template <class T>
 inline Vectorized<T> equal(Vectorized<T> a, Vectorized<T> b) { return a == b; }
+// Whether a lane of a mask is set.
+template <class T>
+inline bool any(Vectorized<T> mask) { return mask.zero_mask() != (1 << Vectorized<T>::size()) - 1; }
 template <class T>
 inline Vectorized<T> select(Vectorized<T> mask, Vectorized<T> yes, Vectorized<T> no) {
   return Vectorized<T>::blendv(no, yes, mask);

@@ -25,7 +25,7 @@ def _poisson_nll(input: Tensor, target: Tensor, log_input: float, full: float, e
 
 @register(
     "elementwise", point=_poisson_nll, formula="exp(x) - t x, or x - t log(x + eps)", source="torch.nn.functional.poisson_nll_loss",
-    params={"log_input": (False, True), "full": (False, True), "eps": (1e-8, 1e-3)}, operands={"input": "positive", "target": "count"},
+    params={"log_input": (False, True), "full": (False, True), "eps": (1e-8, 1e-3)}, operands={"input": "rate", "target": "count"},
     torch="poisson_nll_loss",
 )
 def poisson_nll_loss(
