@@ -118,13 +118,15 @@ def families(rows: list[dict]) -> list[dict]:
                   if engine[row["loss"]] == "elementwise" and row["dtype"] == dtype and row["name"].endswith("2^23")]
         if 2 * len(ratios) > count:
             mean = statistics.geometric_mean(ratios)
-            found.append({"dtype": dtype, "losses": len(ratios), "speedup_eager": mean, "wanted": FAMILY_RATIO, "met": mean >= FAMILY_RATIO})
+            found.append(
+                {"dtype": dtype, "losses": len(ratios), "speedup_eager": mean, "wanted": FAMILY_RATIO, "met": mean >= FAMILY_RATIO}
+            )
     return found
 
 
 def family_line(family: dict) -> str:
     """One of :func:`families` as a sentence."""
     return (
-        f"Element-wise losses, {family['dtype']}, 2^23 elements: {family['losses']} losses, geometric mean {family['speedup_eager']:.1f} times faster "
-        f"than torch eager; target {family['wanted']:g}x: {'met' if family['met'] else 'not met'}."
+        f"Element-wise losses, {family['dtype']}, 2^23 elements: {family['losses']} losses, geometric mean "
+        f"{family['speedup_eager']:.1f} times faster than torch eager; target {family['wanted']:g}x: {'met' if family['met'] else 'not met'}."
     )

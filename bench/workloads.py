@@ -170,7 +170,8 @@ WORKLOADS = {
             if about.engine == "row"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
-        ElementwiseWorkload("sigmoid_focal fp32 2^24", loss="sigmoid_focal", shape=(2**24,), options={"reduction": "mean"}, eager_ratio=6.0),
+        ElementwiseWorkload("sigmoid_focal fp32 2^24", loss="sigmoid_focal", shape=(2**24,), options={"reduction": "mean"},
+                            eager_ratio=6.0),
         ElementwiseWorkload("mse tiny fp32 64", loss="mse", shape=(64,), eager_ratio=0.8),
         *(
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})

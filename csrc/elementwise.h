@@ -258,7 +258,8 @@ struct SigmoidFocal {
     const V weight = params[0] < 0 ? V(1) : alpha * t + (V(1) - alpha) * (V(1) - t);
     const auto positive = equal(t, V(1)), negative = equal(t, V(0));
     const V miss = l.q * t + l.p * (V(1) - t);  // 1 - p_t
-    // d miss / dx = (1 - 2t) p q; over miss it is -p for t = 1 and q for t = 0. The second ratio is left out for labels: q may have underflowed.
+    // d miss / dx = (1 - 2t) p q; over miss it is -p for t = 1 and q for t = 0. The second ratio is left out for labels, for which
+    // q may have underflowed.
     V log_miss = select(positive, V(0) - l.up, V(0) - l.down);
     V ratio = select(positive, V(0) - l.p, l.q), target_ratio(0);
     const auto soft = select(positive, V(0), select(negative, V(0), V(1)));

@@ -86,14 +86,30 @@ def row(
 def elementwise(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None, reduction: str) -> tuple[int, torch.dtype]:
     """Check the arguments of an element-wise loss; gives the code of the reduction and the dtype to compute in."""
     name = entry.name
-    named = [(n, t) for n, t in zip((*entry.operands, "weight"), (*operands, *(None,) * (len(entry.operands) - len(operands)), weight))
-             if t is not None]
-    for argument, tensor in named:
-        if not isinstance(tensor, Tensor):
+    for place, (argument, tensor) in enumerate(zip(entry.operands, operands)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and entry.optional and place == 2):
             raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"{name}: weight must be a Tensor or None, got {type(weight).__name__}")
     code = REDUCTIONS.get(reduction, -1)
     if not 0 <= code <= 2:
         raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
+    input, target, third = operands
+    dtype = input.dtype
+    if not (third is None and weight is None and target.dtype == dtype and target.shape == input.shape and target.device == input.device):
+        dtype = _common(entry, operands, weight)
+    if dtype not in FLOATING:
+        raise NotImplementedError(f"{name}: {next(iter(entry.operands))} must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    device = input.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.float32  # autocast's rule for losses
+    return code, dtype
+
+
+def _common(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None) -> torch.dtype:
+    """The dtype that tensors promote to; raises where devices differ or shapes do not broadcast."""
+    name = entry.name
+    named = [(argument, t) for argument, t in (*zip(entry.operands, operands), ("weight", weight)) if t is not None]
     (first, input), *others = named
     dtype = input.dtype
     for argument, tensor in others:
@@ -103,17 +119,13 @@ def elementwise(entry, operands: tuple[Tensor | None, ...], weight: Tensor | Non
             )
         if tensor.dtype != dtype:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    if dtype not in FLOATING:
-        raise NotImplementedError(f"{name}: {first} must be float32, float64, bfloat16 or float16, got {input.dtype}")
     try:
         if len({t.shape for _, t in named}) > 1:
             torch.broadcast_shapes(*(t.shape for _, t in named))
     except RuntimeError:
         shapes = " and ".join(f"{argument} of shape {tuple(t.shape)}" for argument, t in named)
         raise RuntimeError(f"{name}: {shapes} do not broadcast") from None
-    if input.device.type != "meta" and torch.is_autocast_enabled(input.device.type) and dtype != torch.float64:
-        dtype = torch.float32  # autocast's rule for losses
-    return code, dtype
+    return dtype
 
 
 def warn(message: str) -> None:

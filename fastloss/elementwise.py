@@ -1,9 +1,9 @@
 """The element-wise engine: losses that are a function of single numbers.
 
-Every loss of this engine is one *point function* ``f(input, target[, third], *params) -> value`` under the same machinery: broadcasting,
-weights, reductions, dtypes and layouts. :func:`formula` says it in plain torch: it is the `eager` backend, the oracle of the tests, and what
-second derivatives, `torch.func` and gradients to weights run through. The other backends read each operand once forward and once backward,
-and keep nothing but the operands themselves in between.
+Every loss of this engine is one *point function* ``f(input, target[, third], *params) -> value`` under the same machinery:
+broadcasting, weights, reductions, dtypes and layouts. :func:`formula` says it in plain torch: it is the `eager` backend, the oracle of
+the tests, and what second derivatives, `torch.func` and gradients to weights run through. The other backends read each operand once
+forward and once backward, and keep nothing but the operands themselves in between.
 """
 
 from __future__ import annotations
@@ -90,16 +90,18 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        *operands, divisor = ctx.saved_tensors
+        input, target, third, weight, divisor = ctx.saved_tensors
         backend, (name, params, reduction) = ctx.plan
-        needed = ctx.needs_input_grad[:4]
-        if needed[3] or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+        need_input, need_target, need_third, need_weight, *_ = ctx.needs_input_grad
+        if need_weight or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             run = lambda *inputs: [formula(LOSSES[name].point, params, reduction, *inputs)]  # noqa: E731
-            return *formula_backward(run, operands, needed, [grad]), None, None
+            return *formula_backward(run, (input, target, third, weight), ctx.needs_input_grad[:4], [grad]), None, None
         if grad.dim() > MAX_DIMS:  # it may have other strides than the operands
             grad = grad.contiguous()
-        found = _BACKWARD[backend](grad, *operands, divisor, name, params, reduction, *needed[:3])
-        return *(g if need else None for g, need in zip(found, needed)), None, None, None
+        by_input, by_target, by_third = _BACKWARD[backend](
+            grad, input, target, third, weight, divisor, name, params, reduction, need_input, need_target, need_third
+        )
+        return by_input if need_input else None, by_target if need_target else None, by_third if need_third else None, None, None, None
 
 
 _apply = fast_apply(_Elementwise)
@@ -110,10 +112,10 @@ def canonical(*tensors: Tensor | None) -> tuple[tuple[Tensor | None, ...], Calla
 
     Returns the tensors, and what brings a contiguous result of their shape back to the broadcast shape.
     """
-    given = [t for t in tensors if t is not None]
-    lead = given[0]
-    if all(t.shape == lead.shape and t.is_contiguous() for t in given):
+    lead = tensors[0]
+    if all(t is None or t.shape == lead.shape and t.is_contiguous() for t in tensors):
         return tensors, lambda result: result
+    given = [t for t in tensors if t is not None]
     given = torch.broadcast_tensors(*given)
     shape = given[0].shape
     # Dimensions in the order in which the first tensor has them in memory, so that neighbours merge. (Dynamo cannot sort symbolic strides.)

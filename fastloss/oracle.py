@@ -208,7 +208,8 @@ def check(
             excused = call.excused(name)
             if excused is not None:
                 value = torch.where(value.isnan() & excused, wanted[name].to(value.dtype), value)
-            few = FEW * (limits[name] + limits.get("relative", 0.0) * wanted[name].abs()) * (eps + torch.finfo(torch.float64).eps * limits["truth"])
+            scale = limits[name] + limits.get("relative", 0.0) * wanted[name].abs()
+            few = FEW * scale * (eps + torch.finfo(torch.float64).eps * limits["truth"])
             few = torch.as_tensor(few).nan_to_num(0.0, 0.0, 0.0)
             try:
                 compare(part + name, value, wanted[name], few, rounding)

@@ -55,7 +55,7 @@ def test_layouts_and_broadcasting(loss, backend):
         for third in third_shapes(loss)
         for dtype in DTYPES
     ]
-    for case in some(backend, cases, 30):
+    for case in some(backend, cases, 12) if backend in INTERPRETED else some(backend, cases, 24):
         check(case, None, backend)
 
 
@@ -210,7 +210,7 @@ def test_func_transforms_and_checkpointing(loss):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", pytest.param("transposed", marks=pytest.mark.slow)])
 def test_torch_compile(loss, compiled, layout, reduction):
     call = ElementwiseCase(shape=(4, 6), layout=layout, reduction=reduction, gradients="operands").of(loss).build()
     leaves = {name: tensor.requires_grad_() for name, tensor in call.tensors().items()}
@@ -346,6 +346,10 @@ X, T = torch.rand(3, 4), torch.rand(3, 4)
 BAD = [
     ("mse_loss", (X, T[:, :3]), {}, RuntimeError, ["(3, 4)", "(3, 3)"]),
     ("mse_loss", (X.tolist(), T), {}, TypeError, ["input", "Tensor", "list"]),
+    ("mse_loss", (X, None), {}, TypeError, ["target", "Tensor", "NoneType"]),
+    ("binary_cross_entropy_with_logits", (None, T), {}, TypeError, ["input", "Tensor", "NoneType"]),
+    ("gaussian_nll_loss", (X, T, None), {}, TypeError, ["var", "Tensor", "NoneType"]),
+    ("mse_loss", (X, T), {"weight": 2.0}, TypeError, ["weight", "Tensor", "float"]),
     ("mse_loss", (X, T), {"reduction": "avg"}, ValueError, ["avg", "'mean'"]),
     ("mse_loss", (X, T), {"reduction": "weighted_mean"}, ValueError, ["weighted_mean", "'mean'"]),
     ("mse_loss", (X, T), {"weight": torch.ones(4)}, ValueError, ["(3, 4)", "(4,)"]),
@@ -377,8 +381,8 @@ def test_bad_calls(backend, name, tensors, options, kind, words):
     assert type(raised.value) is kind
     for word in words:
         assert word in str(raised.value), str(raised.value)
-    twin = getattr(F, name, None)
-    if twin and "backend" not in options and isinstance(tensors[0], torch.Tensor) and options.get("reduction") != "weighted_mean":
+    twin = None if kind is TypeError or "backend" in options else getattr(F, name, None)  # None and lists fail in torch wherever it is
+    if twin and options.get("reduction") != "weighted_mean":
         with pytest.raises(Exception) as theirs:
             twin(*tensors, **options)
         assert type(theirs.value) is kind, theirs.value
@@ -398,7 +402,8 @@ def test_numbers_of_other_dtypes_are_promoted_as_in_torch(backend):
         assert got.dtype == wanted.dtype
         torch.testing.assert_close(got, wanted)
     assert ours.l1_loss(torch.tensor([3 + 4j]), torch.tensor([0j]), backend=backend).item() == 5.0
-    assert ours.gaussian_nll_loss(x, torch.zeros(5), 2.0, backend=backend).item() == pytest.approx(F.gaussian_nll_loss(x, torch.zeros(5), 2.0).item())
+    got, wanted = ours.gaussian_nll_loss(x, torch.zeros(5), 2.0, backend=backend), F.gaussian_nll_loss(x, torch.zeros(5), 2.0)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_shapes_of_the_variance_are_torchs(backend):

@@ -292,7 +292,7 @@ def test_labels_are_checked_in_threaded_calls(compiled):
             fastloss.functional.cross_entropy(x, bad, backend=compiled)
 
 
-@pytest.fixture(params=EVERY_TWIN)
+@pytest.fixture(params=[name if name in TWINS else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_TWIN])
 def any_twin(request):
     """A loss of any engine that torch has too: (ours, torch's)."""
     loss = LOSSES[request.param]

@@ -69,8 +69,10 @@ void advise_huge_pages(const Tensor& t) {
 // Either (R, C) with unit stride over C, or (O, C, I) with unit stride over I.
 void check_layout(const char* what, const Tensor& t) {
   TORCH_CHECK(t.dim() == 2 || t.dim() == 3, "row engine: ", what, " must be (R, C) or (O, C, I), got shape ", t.sizes());
-  TORCH_CHECK(t.dim() == 2 || t.size(1) <= kMaxStridedClasses, "row engine: at most ", kMaxStridedClasses, " strided classes, got ", t.sizes());
-  TORCH_CHECK(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, "row engine: ", what, " must have unit stride in its last dimension, got strides ", t.strides());
+  TORCH_CHECK(t.dim() == 2 || t.size(1) <= kMaxStridedClasses, "row engine: at most ", kMaxStridedClasses, " strided classes, got ",
+              t.sizes());
+  TORCH_CHECK(t.numel() == 0 || t.size(-1) == 1 || t.stride(-1) == 1, "row engine: ", what,
+              " must have unit stride in its last dimension, got strides ", t.strides());
 }
 
 struct Settings {
@@ -336,7 +338,8 @@ ElementwiseCall describe(
   const OptionalTensor all[] = {input, target, third, weight, grad_loss};
   bool flat = true;
   for (const auto& t : all) flat = flat && (!t || t->is_contiguous());
-  TORCH_CHECK(flat || input.dim() <= kMaxDims, "elementwise engine: strided operands may have ", kMaxDims, " dimensions, got ", input.sizes());
+  TORCH_CHECK(flat || input.dim() <= kMaxDims, "elementwise engine: strided operands may have ", kMaxDims, " dimensions, got ",
+              input.sizes());
   ElementwiseCall call{};
   call.sizes[0] = call.sizes[1] = call.sizes[2] = 1;
   if (flat) call.sizes[2] = input.numel();
@@ -344,8 +347,8 @@ ElementwiseCall describe(
   Operand* const slots[] = {&call.input, &call.target, &call.third, &call.weight, &call.grad_loss};
   for (int i = 0; i < 5; ++i) {
     if (!all[i]) continue;
-    TORCH_CHECK(all[i]->sizes() == input.sizes() && all[i]->scalar_type() == input.scalar_type(), "elementwise engine: all operands must be ",
-                input.scalar_type(), input.sizes(), ", got ", all[i]->scalar_type(), all[i]->sizes());
+    TORCH_CHECK(all[i]->sizes() == input.sizes() && all[i]->scalar_type() == input.scalar_type(),
+                "elementwise engine: all operands must be ", input.scalar_type(), input.sizes(), ", got ", all[i]->scalar_type(), all[i]->sizes());
     *slots[i] = operand(*all[i], flat);
   }
   TORCH_CHECK(params.size() <= kMaxParams, "elementwise engine: at most ", kMaxParams, " parameters, got ", params.size());
@@ -370,7 +373,9 @@ std::tuple<Tensor, Tensor> elementwise_forward(
     call.loss.data = loss.data_ptr();
   }
   c10::SmallVector<std::array<double, 2>, 8> sums(pieces);
-  each_piece(n, [&](int64_t begin, int64_t end) { kernels->elementwise_forward(call, scalar, index, begin, end, sums[begin / kGrain].data()); });
+  each_piece(n, [&](int64_t begin, int64_t end) {
+    kernels->elementwise_forward(call, scalar, index, begin, end, sums[begin / kGrain].data());
+  });
 
   const auto total = [&](int field) {
     Compensated sum;

@@ -256,7 +256,8 @@ struct Row {
     }
     const Parts<A> total{static_cast<A>(sums.value), static_cast<A>(sums.slope), static_cast<A>(sums.entropy)};
     const bool used = counts(row), labelled = !kSoft && used;
-    const auto closed = close(total, used, labelled ? logit(logits, label(row)) : A(0), labelled ? class_weight(label(row)) : A(0), max, log_sum);
+    const A z_label = labelled ? logit(logits, label(row)) : A(0), weight_label = labelled ? class_weight(label(row)) : A(0);
+    const auto closed = close(total, used, z_label, weight_label, max, log_sum);
     static_cast<A*>(c.max)[row] = max;
     static_cast<A*>(c.log_sum)[row] = log_sum;
     static_cast<A*>(c.slope)[row] = closed.slope;
@@ -323,7 +324,8 @@ struct Row {
       }
     }
     const auto finish = [&](int64_t j, int64_t n, const Parts<V>& sums) {
-      const auto closed = close(sums, labels.mask(j, n), load(z_label + j, n), load(weight_label + j, n), load(max + j, n), load(log_sum + j, n));
+      const V z = load(z_label + j, n), w = load(weight_label + j, n);
+      const auto closed = close(sums, labels.mask(j, n), z, w, load(max + j, n), load(log_sum + j, n));
       store(static_cast<A*>(c.slope) + row + j, closed.slope, n);
       store(static_cast<A*>(c.row_loss) + row + j, closed.value, n);
       if (c.entropy) store(static_cast<A*>(c.entropy) + row + j, load(log_sum + j, n) - closed.entropy / load(sum.total + j, n), n);
@@ -478,7 +480,9 @@ struct Row {
     each_vector<A>(lanes, [&](int64_t j, int64_t n) {
       const auto k = coefficients<V>(labels.mask(j, n), [&](const void* array) { return load(static_cast<const A*>(array) + row + j, n); });
       int field = 0;
-      for (const V& value : {k.max, k.log_sum, k.inverse_sum, k.probability, k.loss, k.label, k.entropy, k.level}) store(fields[field++] + j, value, n);
+      for (const V& value : {k.max, k.log_sum, k.inverse_sum, k.probability, k.loss, k.label, k.entropy, k.level}) {
+        store(fields[field++] + j, value, n);
+      }
     });
     const auto lane = [&](int field, int64_t j, int64_t n) { return load(fields[field] + j, n); };
     for (int64_t k = 0; k < c.classes; ++k) {

@@ -162,8 +162,8 @@ def sigmoid_focal_loss(
     .. math:: \ell = \alpha_t (1 - p_t)^\gamma \left(-t \log p - (1 - t) \log(1 - p)\right), \qquad p = \sigma(x),\
         p_t = t p + (1 - t)(1 - p),\ \alpha_t = t \alpha + (1 - t)(1 - \alpha)
 
-    Value and gradient are finite for every :math:`\gamma \ge 0` and every finite logit. The gradient to a target of exactly 0 or 1 leaves the
-    factor :math:`(1 - p_t)^\gamma` out.
+    Value and gradient are finite for every :math:`\gamma \ge 0` and every finite logit. The gradient to a target of exactly 0 or 1
+    leaves the factor :math:`(1 - p_t)^\gamma` out.
 
     Args:
         input: logits; float32, float64, bfloat16 or float16, any strides.

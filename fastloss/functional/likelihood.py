@@ -192,8 +192,8 @@ def kl_div(
     """
     if size_average is None and reduce is None and reduction == "mean":
         _checks.warn(
-            "reduction: 'mean' divides the total loss by both the batch size and the support size. 'batchmean' divides only by the batch size, "
-            "and aligns with the KL div math definition."
+            "reduction: 'mean' divides the total loss by both the batch size and the support size. 'batchmean' divides only by the batch "
+            "size, and aligns with the KL div math definition."
         )
     reduction = _checks.reduction_from_legacy(size_average, reduce, reduction)
     batchmean = reduction == "batchmean"

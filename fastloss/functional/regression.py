@@ -26,7 +26,7 @@ def _same_size(name: str, input: Tensor, weight: Tensor | None) -> None:
 
 
 @register(
-    "elementwise", point=lambda input, target: (input - target) ** 2, formula="(x - t)^2", source="Gauss 1809; torch.nn.functional.mse_loss",
+    "elementwise", point=lambda input, target: (input - target) ** 2, formula="(x - t)^2", source="torch.nn.functional.mse_loss",
     torch="mse_loss",
 )
 def mse_loss(
@@ -75,7 +75,7 @@ def mse_loss(
 
 
 @register(
-    "elementwise", point=lambda input, target: (input - target).abs(), formula="|x - t|", source="Laplace 1774; torch.nn.functional.l1_loss",
+    "elementwise", point=lambda input, target: (input - target).abs(), formula="|x - t|", source="torch.nn.functional.l1_loss",
     torch="l1_loss",
 )
 def l1_loss(
@@ -129,8 +129,8 @@ def _smooth_l1(input: Tensor, target: Tensor, beta: float) -> Tensor:
 
 
 @register(
-    "elementwise", point=_smooth_l1, formula="(x - t)^2 / (2 beta) if |x - t| < beta else |x - t| - beta / 2", source="Girshick 2015, equation 3",
-    params={"beta": (0.0, 3.0)}, torch="smooth_l1_loss",
+    "elementwise", point=_smooth_l1, formula="(x - t)^2 / (2 beta) if |x - t| < beta else |x - t| - beta / 2",
+    source="Girshick 2015, equation 3", params={"beta": (0.0, 3.0)}, torch="smooth_l1_loss",
 )
 def smooth_l1_loss(
     input: Tensor,
@@ -357,7 +357,8 @@ def _smape(input: Tensor, target: Tensor, eps: float, scale: float) -> Tensor:
 def smape_loss(
     input: Tensor, target: Tensor, eps: float = 1e-8, scale: float = 100.0, reduction: str = "mean", *, backend: str | None = None
 ) -> Tensor:
-    r"""Symmetric absolute percentage error, :math:`\ell = \text{scale} \cdot |x - t| / \max((|x| + |t|) / 2, \varepsilon)`, in [0, 2 scale].
+    r"""Symmetric absolute percentage error, in [0, 2 scale]:
+    :math:`\ell = \text{scale} \cdot |x - t| / \max((|x| + |t|) / 2, \varepsilon)`.
 
     Args:
         input: predictions; float32, float64, bfloat16 or float16, any strides.
