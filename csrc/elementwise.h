@@ -263,11 +263,12 @@ struct SigmoidFocal {
     V log_miss = select(positive, V(0) - l.up, V(0) - l.down);
     V ratio = select(positive, V(0) - l.p, l.q), target_ratio(0);
     const auto soft = select(positive, V(0), select(negative, V(0), V(1)));
-    if (any(less(V(0), soft))) {
+    if (params[1] != 0 && any(less(V(0), soft))) {  // gamma = 0 has no use for ratios, of which a tiny miss would make infinities
       const auto between = less(V(0), soft);
       log_miss = select(between, log(miss), log_miss);
-      ratio = select(between, (V(1) - t - t) * l.p * l.q / miss, ratio);
-      target_ratio = select(between, (l.q - l.p) / miss, V(0));
+      const V divisor = at_least(V(1e-30), miss);
+      ratio = select(between, (V(1) - t - t) * l.p * l.q / divisor, ratio);
+      target_ratio = select(between, (l.q - l.p) / divisor, V(0));
     }
     const V factor = params[1] == 0 ? V(1) : params[1] == 2 ? miss * miss : exp(gamma * log_miss);
     const V dce = (V(1) - t) * l.p - t * l.q;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -186,8 +187,11 @@ class ElementwiseCall:
         back = upstream["loss"].double().abs() * share if "loss" in upstream else 0.0
         # An operand's gradient may be steep where the loss is small: 1 / |t| of a percentage error.
         secant = (values / (operands[0] - operands[1]).abs()).nan_to_num(0.0, 0.0, 0.0)
-        slope = (back * weight * torch.maximum(steep * largest, secant)).expand_as(unit) if unit.numel() else unit
-        result = {"truth": 1.0, "relative": 1.0, "loss": unit if self.case.reduction == "none" else unit.sum() * share}
+        slope = back * weight * torch.maximum(torch.maximum(steep * largest, secant), values)
+        slope = slope.expand_as(unit) if unit.numel() else unit
+        # torch's sums in float64 are not compensated: equal terms round the same way.
+        summed = self.case.reduction != "none" or any(t.shape != unit.shape for t in wide)
+        result = {"truth": 1.0 + math.sqrt(count) if summed else 1.0, "relative": 1.0, "loss": unit if self.case.reduction == "none" else unit.sum() * share}
         for name, tensor in self.by_name.items():
             per = slope if name != "weight" else back * (values + unit)
             result[name] = per.sum_to_size(tensor.shape) if unit.numel() else torch.zeros(tensor.shape)

@@ -327,10 +327,13 @@ def sigmoid_focal(x, t, z, p):
     miss = rest * t + chance * (1.0 - t)
     log_miss = tl.where(positive, -up, tl.where(negative, -down, tl.log(miss)))
     factor = tl.where(gamma == 0.0, 1.0, tl.exp(gamma * log_miss))
-    ratio = tl.where(positive, -chance, tl.where(negative, rest, (1.0 - t - t) * chance * rest / miss))
+    # Labels have ratios without a quotient, and gamma = 0 has no use for them: a tiny miss would make them infinite.
+    soft = (t != 1.0) & (t != 0.0)
+    quotient = 1.0 / tl.where(soft, tl.where(gamma == 0.0, 1.0, tl.where(miss < 1e-30, 1e-30, miss)), 1.0)
+    ratio = tl.where(positive, -chance, tl.where(soft, (1.0 - t - t) * chance * rest * quotient, rest))
     d_input = weight * factor * (((1.0 - t) * chance - t * rest) + gamma * ratio * ce)
     d_weight = tl.where(alpha < 0.0, 0.0, alpha + alpha - 1.0)
-    t_ratio = tl.where(positive | negative, 0.0, (rest - chance) / miss)  # not for labels: rest may have underflowed
+    t_ratio = tl.where(soft, (rest - chance) * quotient, 0.0)  # not for labels: rest may have underflowed
     d_target = factor * (d_weight * ce + weight * (down - up) + weight * gamma * t_ratio * ce)
     return weight * factor * ce, d_input, d_target, tl.zeros_like(x)
 
