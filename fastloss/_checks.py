@@ -19,6 +19,13 @@ def reduction_from_legacy(size_average: bool | None, reduce: bool | None, reduct
     return torch.nn._reduction.legacy_get_string(size_average, reduce)
 
 
+def reduction_code(name: str, reduction: str) -> int:
+    """The engines' code of a reduction that users may ask for; what else engines can divide a mean by is chosen by the losses."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
+    return REDUCTIONS[reduction]
+
+
 def row(
     name: str,
     soft_targets: bool,
@@ -26,8 +33,6 @@ def row(
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
-    code: int,
-    reduction: str,
     label_smoothing: float,
     softcap: float | None,
     empty: str,
@@ -36,8 +41,6 @@ def row(
     if not isinstance(input, Tensor) or not isinstance(target, Tensor):
         which, value = ("input", input) if not isinstance(input, Tensor) else ("target", target)
         raise TypeError(f"{name}: {which} must be a Tensor, got {type(value).__name__}")
-    if code < 0:
-        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
     dtype = input.dtype
     if dtype not in FLOATING:
         raise NotImplementedError(f"{name}: input must be float32, float64, bfloat16 or float16, got {dtype}")
@@ -91,9 +94,7 @@ def elementwise(entry, operands: tuple[Tensor | None, ...], weight: Tensor | Non
             raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
     if weight is not None and not isinstance(weight, Tensor):
         raise TypeError(f"{name}: weight must be a Tensor or None, got {type(weight).__name__}")
-    code = REDUCTIONS.get(reduction, -1)
-    if not 0 <= code <= 2:
-        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'none', 'mean' or 'sum'")
+    code = reduction_code(name, reduction)
     input, target, third = operands
     dtype = input.dtype
     if not (third is None and weight is None and target.dtype == dtype and target.shape == input.shape and target.device == input.device):
@@ -128,10 +129,10 @@ def _common(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None) -
     return dtype
 
 
-def warn(message: str) -> None:
-    """Warn the caller of the public function; not while compiling, which a warning would break."""
+def warn(message: str, depth: int = 0) -> None:
+    """Warn the caller of the public function, `depth` calls above; not while compiling, which a warning would break."""
     if not torch.compiler.is_compiling():
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=3 + depth)
 
 
 def sizes_differ(input: Tensor, target: Tensor) -> None:
@@ -139,7 +140,8 @@ def sizes_differ(input: Tensor, target: Tensor) -> None:
     if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape != target.shape:
         warn(
             f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-            "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size."
+            "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+            depth=1,
         )
 
 

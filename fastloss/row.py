@@ -269,8 +269,12 @@ def row_loss(
     inplace: bool = False,
     empty: str = "nan",
     backend: str | None = None,
+    mean_of_rows: bool = False,
 ):
-    """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back."""
+    """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back.
+
+    `mean_of_rows` makes a mean divide by the number of rows that count instead of their weights.
+    """
     if has_torch_function_variadic(input, target, weight):
         options = dict(
             input=input, target=target, weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
@@ -278,11 +282,13 @@ def row_loss(
             return_accuracy=return_accuracy, inplace=inplace, empty=empty, backend=backend,
         )
         return overridden(name, options | dict(zip(LOSSES[name].params, params)), (input, target, weight))
-    code = REDUCTIONS.get(reduction, -1)
     entry = LOSSES[name]
     batched, soft, dtype = _checks.row(
-        name, entry.soft_targets, input, target, weight, ignore_index, code, reduction, label_smoothing, softcap, empty
+        name, entry.soft_targets, input, target, weight, ignore_index, label_smoothing, softcap, empty
     )
+    code = _checks.reduction_code(name, reduction)
+    if reduction == "mean" and mean_of_rows:
+        code = REDUCTIONS["row_mean"]
     backend, _ = choose(name, backend, input, target, weight)
     if not batched:
         input = input.unsqueeze(0)

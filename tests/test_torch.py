@@ -226,6 +226,8 @@ BAD = {
     "weight of another dtype": ((X, T), {"weight": torch.ones(5, dtype=torch.float64)}, ["float32", "float64"]),
     "weight a list": ((X, T), {"weight": [1.0] * 5}, ["Tensor", "list"]),
     "reduction": ((X, T), {"reduction": "avg"}, ["avg", "'mean'"]),
+    "reduction of the engines": ((X, T), {"reduction": "row_mean"}, ["row_mean", "'mean'"]),
+    "reduction of another engine": ((X, T), {"reduction": "weighted_mean"}, ["weighted_mean", "'mean'"]),
     "reduction None": ((X, T), {"reduction": None}, ["None", "'mean'"]),
     "integer input": ((X.long(), T), {}, ["float32", "int64"]),
     "complex input": ((X.to(torch.complex64), T), {}, ["float32", "complex64"]),

@@ -227,6 +227,7 @@ def softmax_focal_loss(
     if not gamma >= 0:
         raise ValueError(f"softmax_focal: gamma must be at least 0, got {gamma}")
     weight = alpha if isinstance(alpha, Tensor) else None
-    reduction = "row_mean" if reduction == "mean" else reduction
-    loss = row_loss("softmax_focal", (float(gamma),), input, target, weight, ignore_index, reduction, backend=backend)
+    loss = row_loss(
+        "softmax_focal", (float(gamma),), input, target, weight, ignore_index, reduction, backend=backend, mean_of_rows=True
+    )
     return loss if alpha is None or weight is not None else alpha * loss
