@@ -1,4 +1,4 @@
-// The table by which ops.cpp finds the kernels of one instruction set's library.
+// The table by which the ops find the kernels of one instruction set's library.
 #include "kernels.h"
 
 using namespace fastloss::kernel;

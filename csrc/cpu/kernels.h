@@ -1,4 +1,4 @@
-// What one instruction set's library offers to ops.cpp: plain functions, so that torch's dispatcher headers are compiled once.
+// What one instruction set's library offers to the ops: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
 #include "../elementwise.h"
