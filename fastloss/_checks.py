@@ -129,6 +129,36 @@ def _common(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None) -
     return dtype
 
 
+def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[bool, torch.dtype, torch.dtype]:
+    """Check the arguments of an overlap loss; gives (target is labels, dtype to read tensors in, dtype of the loss)."""
+    for argument, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+    if input.dtype not in FLOATING:
+        raise NotImplementedError(f"{name}: input must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    if ignore_index is not None and type(ignore_index) is not int and not isinstance(ignore_index, torch.SymInt):
+        raise TypeError(f"{name}: ignore_index must be an int or None, got {type(ignore_index).__name__}")
+    if target.device != input.device:
+        raise RuntimeError(
+            f"{name}: expected all tensors on one device, but input is on {input.device} and target on {target.device}"
+        )
+    shape, got = tuple(input.shape), tuple(target.shape)
+    if len(shape) < 2:
+        raise ValueError(f"{name}: expected input of 2 or more dimensions (N, C, d1, ...), got shape {shape}")
+    labels_shape = shape[:1] + shape[2:]
+    real = target.is_floating_point()
+    labels = not real and (got == labels_shape or (got == shape and shape[1] == 1))
+    if not labels and got != shape:
+        raise ValueError(f"{name}: expected target of labels {labels_shape} or of numbers {shape} for input of shape {shape}, got "
+                         f"{target.dtype} of shape {got}")
+    dtype = torch.promote_types(input.dtype, target.dtype) if real else input.dtype
+    if dtype not in FLOATING or target.is_complex():
+        raise NotImplementedError(f"{name}: target must be integers, bool or of a floating dtype up to float64, got {target.dtype}")
+    device = input.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64
+    return labels, dtype, torch.float32 if autocast else dtype
+
+
 def warn(message: str, depth: int = 0) -> None:
     """Warn the caller of the public function, `depth` calls above; not while compiling, which a warning would break."""
     if not torch.compiler.is_compiling():
