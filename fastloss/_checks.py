@@ -149,8 +149,10 @@ def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) 
     real = target.is_floating_point()
     labels = not real and (got == labels_shape or (got == shape and shape[1] == 1))
     if not labels and got != shape:
-        raise ValueError(f"{name}: expected target of labels {labels_shape} or of numbers {shape} for input of shape {shape}, got "
-                         f"{target.dtype} of shape {got}")
+        raise ValueError(
+            f"{name}: expected target of labels {labels_shape} or of numbers {shape} for input of shape {shape}, "
+            f"got {target.dtype} of shape {got}"
+        )
     dtype = torch.promote_types(input.dtype, target.dtype) if real else input.dtype
     if dtype not in FLOATING or target.is_complex():
         raise NotImplementedError(f"{name}: target must be integers, bool or of a floating dtype up to float64, got {target.dtype}")
