@@ -24,7 +24,7 @@ INSTRUCTION_SETS = {
         "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c",
     ],
 }
-ENGINES = ("row", "elementwise")
+ENGINES = ("row", "elementwise", "overlap")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 
@@ -62,7 +62,7 @@ def cuda_extensions() -> list[Extension]:
     except ImportError:
         print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
         return []
-    kernels = [f"csrc/cuda/{engine}.cu" for engine in ENGINES]
+    kernels = [f"csrc/cuda/{engine}.cu" for engine in ENGINES if (ROOT / f"csrc/cuda/{engine}.cu").exists()]
     headers = [header for header in HEADERS if not header.startswith("csrc/cpu/")]
     shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*headers, *kernels]}
     flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]

@@ -11,7 +11,6 @@ namespace fastloss {
 namespace {
 
 constexpr int64_t kBlock = 1024;
-constexpr int64_t kFewVectors = 16;  // added in a lane before the lanes are added in double: rounding grows with their number
 
 // n neighbours of an operand from element `position` of a run that starts at `run`.
 template <class T>

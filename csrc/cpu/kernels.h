@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../elementwise.h"
+#include "../overlap.h"
 #include "../row.h"
 
 namespace fastloss {
@@ -19,6 +20,12 @@ void row_backward(const RowCall&, Scalar, int functor, bool soft, int64_t begin,
 void elementwise_forward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end, double* sums);
 void elementwise_backward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end);
 
+// The overlap engine's is cut into items of neighbouring pixels of one sample. The forward gives (classes, kStatistics) sums an item in
+// `partials`; false for a label that no class has.
+int64_t overlap_items(const OverlapCall&);
+bool overlap_forward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end, double* partials);
+void overlap_backward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -27,6 +34,9 @@ struct Kernels {
   decltype(&kernel::row_backward) row_backward;
   decltype(&kernel::elementwise_forward) elementwise_forward;
   decltype(&kernel::elementwise_backward) elementwise_backward;
+  decltype(&kernel::overlap_items) overlap_items;
+  decltype(&kernel::overlap_forward) overlap_forward;
+  decltype(&kernel::overlap_backward) overlap_backward;
 };
 
 }  // namespace fastloss

@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kBlock = 2048;       // elements staged at a time: 8 kB of float
 constexpr int64_t kTileElements = 1 << 16;  // a tile of neighbouring rows stays in the second-level cache between its sweeps
 constexpr int64_t kMaxLanes = 1024;
-constexpr int64_t kFewVectors = 16;
 constexpr double kTinyLog = -1e4;      // exp(kTinyLog) is 0, and 0 * kTinyLog is 0 where 0 * -inf is NaN
 
 constexpr int64_t padded(int64_t lanes) { return (lanes + 15) / 16 * 16; }
@@ -103,6 +102,7 @@ template <class T, class F, bool kSoft>
 struct Row {
   using A = acc_of<T>;
   using V = Vectorized<A>;
+  using Sums = LaneSums<A, kMaxLanes>;
 
   const RowCall& c;
   const T* input;
@@ -288,7 +288,7 @@ struct Row {
     const int64_t row = outer * c.inner + first, pitch = padded(lanes);
     A* const max = static_cast<A*>(c.max) + row;
     A* const log_sum = static_cast<A*>(c.log_sum) + row;
-    Blocked sum;
+    Sums sum;
     const auto class_logits = [&](int64_t k) {
       return scratch ? scratch + k * pitch : staged(logits + k * c.class_stride, lanes, z_block, transform);
     };
@@ -331,7 +331,7 @@ struct Row {
       if (c.entropy) store(static_cast<A*>(c.entropy) + row + j, load(log_sum + j, n) - closed.entropy / load(sum.total + j, n), n);
     };
     if (spread || c.entropy) {
-      Blocked value, slope, entropy;
+      Sums value, slope, entropy;
       for (int64_t k = 0; k < c.classes; ++k) {
         const A* z = class_logits(k);
         if constexpr (kSoft) widen(target + k * c.target_class_stride, t_block, lanes);
@@ -361,22 +361,6 @@ struct Row {
       for (int64_t j = 0; j < lanes; ++j) set_accuracy(row + j, logits + j, target + (kSoft ? j : 0), max[j], sum.total[j]);
     }
   }
-
-  // One array of sums over classes, a lane each, in two levels: short sums, and compensated ones of these (Kahan 1965).
-  struct Blocked {
-    alignas(64) A part[kMaxLanes] = {}, total[kMaxLanes] = {}, lost[kMaxLanes] = {};
-    static bool full(int64_t k) { return k % kFewVectors == kFewVectors - 1; }
-    void add(int64_t j, V v, int64_t n) { store(part + j, load(part + j, n) + v, n); }
-    void flush(int64_t lanes) {
-      each_vector<A>(lanes, [&](int64_t j, int64_t n) {
-        const V before = load(total + j, n), more = load(part + j, n) - load(lost + j, n), sum = before + more;
-        const auto finite = less(larger(sum, V(0) - sum), V(kInf<A>));
-        store(lost + j, select(finite, (sum - before) - more, V(0)), n);
-        store(total + j, sum, n);
-        store(part + j, V(0), n);
-      });
-    }
-  };
 
   // What the gradient of one row needs: W is A, or V for neighbouring rows.
   template <class W>

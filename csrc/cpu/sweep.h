@@ -21,6 +21,8 @@ using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class T>
 constexpr T kInf = std::numeric_limits<T>::infinity();
 
+constexpr int64_t kFewVectors = 16;  // terms added in a float before the result goes to a longer sum: rounding grows with their number
+
 // f(i, vector loads of count lanes): the main loop and its tail in one place.
 template <class A, class F>
 inline void each_vector(int64_t n, F&& f) {
@@ -64,6 +66,16 @@ inline void store_parts(T* p, const Parted<T>& v, int64_t count) {
   else store(p, at::vec::convert_from_float<T>(v[0], v[1]), count);
 }
 
+// n numbers of acc to memory as T; `from` is readable up to a whole vector of T.
+template <class T>
+inline void narrow(const acc_of<T>* from, T* to, int64_t n) {
+  each_vector<T>(n, [&](int64_t i, int64_t count) {
+    Parted<T> parts;
+    for (int k = 0; k < kParts<T>; ++k) parts[k] = Vectorized<acc_of<T>>::loadu(from + i + k * Vectorized<acc_of<T>>::size());
+    store_parts(to + i, parts, count);
+  });
+}
+
 // f(vector, its first element, its number of elements) over n numbers as acc.
 template <class T, class F>
 inline void each_part(int64_t n, const T* from, F&& f) {
@@ -98,6 +110,24 @@ template <class A>
 inline A horizontal_sum(Vectorized<A> v) {
   return horizontal(v, [](A a, A b) { return a + b; });
 }
+
+// Sums over the classes of many neighbouring rows at once, a row a lane: few terms at a time, and these compensated (Kahan 1965).
+template <class A, int64_t kLanes>
+struct LaneSums {
+  using V = Vectorized<A>;
+  alignas(64) A part[kLanes] = {}, total[kLanes] = {}, lost[kLanes] = {};
+  static bool full(int64_t k) { return k % kFewVectors == kFewVectors - 1; }
+  void add(int64_t j, V v, int64_t n) { store(part + j, load(part + j, n) + v, n); }
+  void flush(int64_t lanes) {
+    each_vector<A>(lanes, [&](int64_t j, int64_t n) {
+      const V before = load(total + j, n), more = load(part + j, n) - load(lost + j, n), sum = before + more;
+      const auto finite = less(larger(sum, V(0) - sum), V(kInf<A>));
+      store(lost + j, select(finite, (sum - before) - more, V(0)), n);
+      store(total + j, sum, n);
+      store(part + j, V(0), n);
+    });
+  }
+};
 
 }  // namespace
 }  // namespace fastloss
