@@ -39,7 +39,7 @@ def class_name(loss: Loss) -> str:
     twin = _twin(loss)
     if twin is not None:
         return twin.__name__
-    words = loss.function.__name__.removesuffix("_loss").split("_")
+    words = loss.name.split("_")
     return "".join(word[:1].upper() + word[1:] for word in words) + "Loss"
 
 

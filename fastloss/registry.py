@@ -12,11 +12,12 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``).
         function: the public function.
-        point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters.
         formula: one line of mathematics for tables.
         source: author, year, equation.
+        point: the point function of a row or element-wise loss in plain torch: of the log-probability or of the operands, and of the
+            parameters.
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
@@ -30,9 +31,9 @@ class Loss:
     name: str
     engine: str
     function: Callable
-    point: Callable
     formula: str
     source: str
+    point: Callable | None = None
     params: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     torch: str | None = None
     operands: Mapping[str, str] = field(default_factory=lambda: {"input": "real", "target": "real"})

@@ -1,9 +1,13 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
-from . import binary, classification, likelihood, regression
+from . import binary, classification, likelihood, metric, regression, segmentation
 from .binary import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .likelihood import *  # noqa: F403
+from .metric import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .segmentation import *  # noqa: F403
 
-__all__ = [*classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__]
+__all__ = [
+    *classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__, *segmentation.__all__, *metric.__all__,
+]

@@ -1,0 +1,150 @@
+"""Losses made of the metrics of a confusion matrix, with soft counts. On the `overlap` engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from .._checks import positive
+from ..engine import overridden
+from ..overlap import STATISTICS, overlap_statistics
+from ..registry import register
+
+__all__ = ["anyloss"]
+
+_TINY = 1e-7  # added to each soft count
+
+
+def _rates(tp: Tensor, fn: Tensor, fp: Tensor, tn: Tensor) -> tuple[Tensor, Tensor]:
+    return tp / (tp + fn), tn / (tn + fp)
+
+
+def _mcc(tp: Tensor, fn: Tensor, fp: Tensor, tn: Tensor) -> Tensor:
+    # Each factor under its own root: their product leaves float32 at a few thousand samples.
+    return ((tp / (tp + fp).sqrt() / (tp + fn).sqrt()) * (tn / (tn + fp).sqrt() / (tn + fn).sqrt())
+            - (fp / (tp + fp).sqrt() / (tp + fn).sqrt()) * (fn / (tn + fp).sqrt() / (tn + fn).sqrt()))
+
+
+def _kappa(tp: Tensor, fn: Tensor, fp: Tensor, tn: Tensor) -> Tensor:
+    n = tp + fn + fp + tn
+    chance = (tp + fp) / n * ((tp + fn) / n) + (tn + fn) / n * ((tn + fp) / n)
+    return ((tp + tn) / n - chance) / (1.0 - chance)
+
+
+# From the soft counts (TP, FN, FP, TN) and the options beta, alpha, gamma to a score in [0, 1].
+_SCORES: dict[str, Callable[..., Tensor]] = {
+    "accuracy": lambda tp, fn, fp, tn, **_: (tp + tn) / (tp + fn + fp + tn),
+    "f1": lambda tp, fn, fp, tn, **_: 2 * tp / (2 * tp + fn + fp),
+    "f_beta": lambda tp, fn, fp, tn, beta, **_: (1 + beta**2) * tp / ((1 + beta**2) * tp + beta**2 * fn + fp),
+    "balanced_accuracy": lambda *counts, **_: sum(_rates(*counts)) / 2,
+    "geometric_mean": lambda *counts, **_: _rates(*counts)[0].sqrt() * _rates(*counts)[1].sqrt(),
+    "precision": lambda tp, fn, fp, tn, **_: tp / (tp + fp),
+    "recall": lambda *counts, **_: _rates(*counts)[0],
+    "specificity": lambda *counts, **_: _rates(*counts)[1],
+    "youden_j": lambda *counts, **_: sum(_rates(*counts)) / 2,
+    "mcc": lambda *counts, **_: (_mcc(*counts) + 1) / 2,
+    "cohen_kappa": lambda *counts, **_: (_kappa(*counts) + 1) / 2,
+    "iou": lambda tp, fn, fp, tn, **_: tp / (tp + fp + fn),
+    "dice": lambda tp, fn, fp, tn, **_: 2 * tp / (2 * tp + fn + fp),
+    "tversky": lambda tp, fn, fp, tn, alpha, tversky_beta, **_: tp / (tp + alpha * fp + tversky_beta * fn),
+}
+METRICS = (*_SCORES, "focal_tversky")
+
+
+@register("overlap", formula="1 - metric(TP, FN, FP, TN) of a = sigmoid(L (p - 1/2))", source="Han et al. 2024, equations 9 and 12", name="any",
+          params={"amplifying_scale": (1.0, 80.0)})
+def anyloss(
+    input: Tensor,
+    target: Tensor,
+    metric: str = "f1",
+    *,
+    amplifying_scale: float = 73.0,
+    from_logits: bool = False,
+    beta: float = 1.0,
+    alpha: float | None = None,
+    tversky_beta: float | None = None,
+    gamma: float = 0.75,
+    backend: str | None = None,
+) -> Tensor:
+    r"""One minus a metric of the confusion matrix, with soft counts instead of hard ones, so that it has a gradient.
+
+    Probabilities are amplified towards 0 and 1, :math:`a = \sigma(L (p - \tfrac12))`, and counted over all elements,
+
+    .. math:: TP = \sum a t + \epsilon, \; FN = \sum (1 - a) t + \epsilon, \; FP = \sum a (1 - t) + \epsilon, \;
+        TN = \sum (1 - a)(1 - t) + \epsilon, \quad \epsilon = 10^{-7}
+
+    | metric | loss is 1 - |
+    |---|---|
+    | ``accuracy`` | (TP + TN) / (TP + TN + FP + FN) |
+    | ``f1``, ``dice`` | 2 TP / (2 TP + FP + FN) |
+    | ``f_beta`` | (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP) |
+    | ``balanced_accuracy``, ``youden_j`` | (TPR + TNR) / 2 |
+    | ``geometric_mean`` | sqrt(TPR TNR) |
+    | ``precision``, ``recall``, ``specificity`` | TP / (TP + FP), TPR = TP / (TP + FN), TNR = TN / (TN + FP) |
+    | ``mcc``, ``cohen_kappa`` | (Matthews' coefficient + 1) / 2, (Cohen's kappa + 1) / 2 |
+    | ``iou`` | TP / (TP + FP + FN) |
+    | ``tversky`` | TP / (TP + alpha FP + beta FN) |
+    | ``focal_tversky`` | the loss is (1 - tversky)^gamma |
+
+    The gradient vanishes for probabilities far from a half (with L = 73 beyond about 0.45): that is the amplification, not a defect.
+
+    Args:
+        input: probabilities, or logits with `from_logits`; float32, float64, bfloat16 or float16, any shape.
+        target: labels 0 and 1 of any integer dtype or bool, or numbers in [0, 1], of `input`'s shape.
+        metric: a name of the table. Default: ``"f1"``.
+        amplifying_scale: L, positive. Default: 73.
+        from_logits: whether `input` is logits. Default: False.
+        beta: weight of recall in ``f_beta``, positive. Default: 1.
+        alpha: price of false positives of ``tversky`` (default 0.5) and ``focal_tversky`` (default 0.7).
+        tversky_beta: price of false negatives of ``tversky`` (default 0.5) and ``focal_tversky`` (default 0.3).
+        gamma: the power of ``focal_tversky``, positive. Default: 0.75.
+        backend: ``"auto"``, ``"eager"``, ``"cpu"``, ``"triton"`` or ``"cuda"``. Default: the one in force.
+
+    Shape:
+        ``()``.
+
+    Raises:
+        TypeError: an argument is not a Tensor.
+        NotImplementedError: `input` is not floating point.
+        ValueError: shapes differ, or an option is unknown or out of its range.
+        IndexError: a label is neither 0 nor 1 (on CPU tensors).
+        RuntimeError: tensors are on several devices, or the backend cannot run here.
+
+    Source:
+        Han et al. 2024 (AnyLoss), equations 9 and 12.
+
+    Example:
+        >>> import torch, fastloss
+        >>> fastloss.functional.anyloss(torch.tensor([0.9, 0.2, 0.48]), torch.tensor([1, 0, 1]), metric="f1")
+        tensor(0.2545)
+    """
+    if has_torch_function_variadic(input, target):
+        return overridden("any", locals(), (input, target))
+    name = "anyloss"
+    if metric not in METRICS:
+        raise ValueError(f"{name}: unknown metric {metric!r}; wanted one of {', '.join(METRICS)}")
+    for option, value in (("amplifying_scale", amplifying_scale), ("beta", beta), ("gamma", gamma)):
+        positive(name, option, value)
+    for option, value in (("alpha", alpha), ("tversky_beta", tversky_beta)):
+        positive(name, option, 0.0 if value is None else value, zero=True)
+    if isinstance(input, Tensor) and isinstance(target, Tensor):
+        if input.shape != target.shape:
+            raise ValueError(f"{name}: input of shape {tuple(input.shape)} and target of shape {tuple(target.shape)} must have one shape")
+        input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
+    functor = "amplified_sigmoid" if from_logits else "amplified"
+    statistics, dtype = overlap_statistics(name, functor, (float(amplifying_scale),), input, target, None, backend)
+    sums = dict(zip(STATISTICS, statistics[0, 0].unbind(-1)))
+    both, predicted, there = sums["intersection"], sums["input"], sums["target"]
+    counts = (
+        both + _TINY, (there - both).clamp_min(0.0) + _TINY, (predicted - both).clamp_min(0.0) + _TINY,
+        (sums["count"] - predicted - there + both).clamp_min(0.0) + _TINY,
+    )
+    focal = metric == "focal_tversky"
+    prices = {"alpha": (0.7 if focal else 0.5) if alpha is None else alpha, "tversky_beta": (0.3 if focal else 0.5) if tversky_beta is None else tversky_beta}
+    loss = 1.0 - _SCORES["tversky" if focal else metric](*counts, beta=beta, **prices)
+    if focal:
+        loss = loss.clamp_min(1e-12) ** gamma
+    return loss.to(dtype)
