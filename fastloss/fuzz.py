@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import math
 import os
@@ -23,8 +24,10 @@ from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
 from . import elementwise_cases as elementwise
+from . import overlap_cases as overlap
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
 from .elementwise_cases import ElementwiseCase
+from .overlap_cases import OverlapCase
 from .oracle import check, eager, keywords, named_outputs
 from .registry import LOSSES
 
@@ -51,7 +54,7 @@ class Finding:
 def cases(loss: str = "cross_entropy", allowed: frozenset[str] | None = None, small: bool = False) -> st.SearchStrategy:
     """Cases of one loss in float32; `allowed` are the keywords that the callable takes, `small` keeps within 300 elements."""
     taken = keywords(LOSSES[loss].function)
-    return ENGINES[LOSSES[loss].engine](loss, taken if allowed is None else allowed & taken, small)
+    return ENGINES[LOSSES[loss].engine][0](loss, taken if allowed is None else allowed & taken, small)
 
 
 @st.composite
@@ -127,12 +130,38 @@ def _elementwise_cases(draw: Callable, loss: str, allowed: frozenset[str], small
     return ElementwiseCase(**chosen)
 
 
-ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases}
+@st.composite
+def _overlap_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> OverlapCase:
+    about, taken = LOSSES[loss], inspect.signature(LOSSES[loss].function).parameters
+    most = 300 if small else MOST_ELEMENTS
+    shape = _shape(draw, most, least_rank=2) if "channel_dim" in taken else _any_shape(draw, most)
+    chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(elementwise.VALUES, "normal", "wide")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target"] = draw(st.sampled_from(_weighted(overlap.targets(loss), "labels")))
+    classes = shape[1] if "channel_dim" in taken else 2
+    dtypes = ["int64", "int32", *(["int16", "uint8"] if classes < 256 else []), *(["int8"] if classes < 128 and "ignored" not in chosen["target"] else [])]
+    chosen["target_dtype"] = draw(st.sampled_from(dtypes))
+    options = []
+    odd = draw(st.integers(0, 2**20 - 1))
+    for i, option in enumerate(name for name in taken if overlap.choices(loss, name)):
+        if odd >> i & 1 and option in allowed and (option not in ("log", "eps", "soft_label") or odd >> 19 & 1):
+            options.append(draw(st.sampled_from(overlap.choices(loss, option))))
+    chosen["options"] = tuple(options)
+    if "weight" in allowed and dict(options).get("group") in (None, "batch") and draw(st.booleans()):
+        chosen["weight"] = draw(st.sampled_from(_WEIGHTS))
+    chosen["params"] = tuple((name, draw(_param(*bounds))) for name, bounds in about.params.items() if name in allowed)
+    chosen["gradients"] = draw(st.sampled_from(("input", "all")))
+    return OverlapCase(**chosen)
 
 
-def sample(loss: str, **choices) -> Case | ElementwiseCase:
+ENGINES = {"row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase)}
+
+
+def sample(loss: str, **choices) -> Case | ElementwiseCase | OverlapCase:
     """A plain case of a loss of any engine, for tests and benchmarks."""
-    return {"row": Case, "elementwise": ElementwiseCase}[LOSSES[loss].engine](**choices).of(loss)
+    return ENGINES[LOSSES[loss].engine][1](**choices).of(loss)
 
 
 def _any_shape(draw: Callable, most: int) -> tuple[int, ...]:
@@ -156,8 +185,8 @@ _SOFT = _weighted(SOFT_LABELS, "soft")
 _WEIGHTS = _weighted((w for w in WEIGHTS if w != "none"), "random")
 
 
-def _shape(draw: Callable, most: int) -> tuple[int, ...]:
-    rank = draw(st.sampled_from((2, 2, 2, 1, 3, 4, 5)))
+def _shape(draw: Callable, most: int, least_rank: int = 1) -> tuple[int, ...]:
+    rank = max(draw(st.sampled_from((2, 2, 2, 1, 3, 4, 5))), least_rank)
     classes = draw(st.sampled_from(CLASSES + MANY_CLASSES if most > 1000 and rank == 2 else CLASSES))
     if rank == 1:
         return (classes,)

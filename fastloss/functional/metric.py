@@ -54,8 +54,8 @@ _SCORES: dict[str, Callable[..., Tensor]] = {
 METRICS = (*_SCORES, "focal_tversky")
 
 
-@register("overlap", formula="1 - metric(TP, FN, FP, TN) of a = sigmoid(L (p - 1/2))", source="Han et al. 2024, equations 9 and 12", name="any",
-          params={"amplifying_scale": (1.0, 80.0)})
+@register("overlap", formula="1 - metric(TP, FN, FP, TN) of a = sigmoid(L (p - 1/2))", source="Han et al. 2024, equations 9 and 12",
+          name="any", params={"amplifying_scale": (1.0, 80.0)})
 def anyloss(
     input: Tensor,
     target: Tensor,
@@ -138,12 +138,14 @@ def anyloss(
     statistics, dtype = overlap_statistics(name, functor, (float(amplifying_scale),), input, target, None, backend)
     sums = dict(zip(STATISTICS, statistics[0, 0].unbind(-1)))
     both, predicted, there = sums["intersection"], sums["input"], sums["target"]
-    counts = (
-        both + _TINY, (there - both).clamp_min(0.0) + _TINY, (predicted - both).clamp_min(0.0) + _TINY,
-        (sums["count"] - predicted - there + both).clamp_min(0.0) + _TINY,
-    )
+    # Differences of sums over the same elements first: without positives or negatives these are exactly 0.
+    fn, fp = (there - both).clamp_min(0.0), (predicted - both).clamp_min(0.0)
+    tn = ((sums["count"] - there) - fp).clamp_min(0.0)
+    counts = tuple(count + _TINY for count in (both, fn, fp, tn))
     focal = metric == "focal_tversky"
-    prices = {"alpha": (0.7 if focal else 0.5) if alpha is None else alpha, "tversky_beta": (0.3 if focal else 0.5) if tversky_beta is None else tversky_beta}
+    defaults = {"alpha": 0.7, "tversky_beta": 0.3} if focal else {"alpha": 0.5, "tversky_beta": 0.5}
+    given = {"alpha": alpha, "tversky_beta": tversky_beta}
+    prices = {price: defaults[price] if value is None else value for price, value in given.items()}
     loss = 1.0 - _SCORES["tversky" if focal else metric](*counts, beta=beta, **prices)
     if focal:
         loss = loss.clamp_min(1e-12) ** gamma
