@@ -231,6 +231,7 @@ def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int) 
     """Raise IndexError for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
     if not _readable(target):
         return
+    target = target.long()  # to compare with numbers that a narrow dtype does not have
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bad.any():
         raise IndexError(

@@ -141,8 +141,9 @@ def _overlap_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bo
     chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
     chosen["target"] = draw(st.sampled_from(_weighted(overlap.targets(loss), "labels")))
     classes = shape[1] if "channel_dim" in taken else 2
-    dtypes = ["int64", "int32", *(["int16", "uint8"] if classes < 256 else []), *(["int8"] if classes < 128 and "ignored" not in chosen["target"] else [])]
-    chosen["target_dtype"] = draw(st.sampled_from(dtypes))
+    largest = max(classes - 1, overlap.IGNORED if "ignored" in chosen["target"] else 0)
+    fitting = [kind for kind in ("int64", "int32", "int16", "uint8", "int8") if largest <= torch.iinfo(getattr(torch, kind)).max]
+    chosen["target_dtype"] = draw(st.sampled_from(fitting))
     options = []
     odd = draw(st.integers(0, 2**20 - 1))
     for i, option in enumerate(name for name in taken if overlap.choices(loss, name)):

@@ -55,6 +55,8 @@ def formula(
     accumulate = accumulate_dtype(input.dtype)
     x = input.to(accumulate)
     labels = target.dim() < input.dim()
+    if labels:
+        target = target.long()  # to compare with numbers that a narrow dtype does not have
     counts = None if ignore_index is None else (target.unsqueeze(1) if labels else target) != ignore_index
     if labels:
         classes = torch.arange(first_label, first_label + input.shape[1], device=target.device)

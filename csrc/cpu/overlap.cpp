@@ -1,7 +1,7 @@
 // The overlap engine on the CPU: one source, compiled once for each instruction set.
 //
-// A sample's pixels are swept in tiles that stay in the nearest caches with all their classes: the logits are read from memory once, as acc,
-// and what follows is written once for contiguous pixels, channels last and any other strides.
+// A sample's pixels are swept in tiles that stay in the nearest caches with all their classes: the logits are read from memory once,
+// as acc, and what follows is written once for contiguous pixels, channels last and any other strides.
 
 #define FASTLOSS_VECTORIZED
 #include "kernels.h"
@@ -89,7 +89,9 @@ struct Overlap {
     if constexpr (kLabels) {
       const char* from = static_cast<const char*>(c.target) + (sample * c.target_strides[0] + first * c.target_strides[2]) * c.label_bytes;
       switch (c.label_bytes) {
-        case 1: return c.label_signed ? read_labels(reinterpret_cast<const int8_t*>(from), n) : read_labels(reinterpret_cast<const uint8_t*>(from), n);
+        case 1:
+          return c.label_signed ? read_labels(reinterpret_cast<const int8_t*>(from), n)
+                                : read_labels(reinterpret_cast<const uint8_t*>(from), n);
         case 2: return read_labels(reinterpret_cast<const int16_t*>(from), n);
         case 4: return read_labels(reinterpret_cast<const int32_t*>(from), n);
         default: return read_labels(reinterpret_cast<const int64_t*>(from), n);
@@ -306,7 +308,8 @@ bool run(const OverlapCall& call, int functor, int64_t begin, int64_t end, doubl
   int index = 0;
 #define FASTLOSS_RUN(name, ...) \
   if (functor == index++) { \
-    return call.label_bytes ? run<T, __VA_ARGS__, true>(call, begin, end, partials) : run<T, __VA_ARGS__, false>(call, begin, end, partials); \
+    return call.label_bytes ? run<T, __VA_ARGS__, true>(call, begin, end, partials) \
+                            : run<T, __VA_ARGS__, false>(call, begin, end, partials); \
   }
   FASTLOSS_OVERLAP(FASTLOSS_RUN)
 #undef FASTLOSS_RUN

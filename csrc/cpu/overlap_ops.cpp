@@ -32,14 +32,16 @@ OverlapCall describe(const Tensor& input, const Tensor& target, at::ArrayRef<dou
   set_strides(call.input_strides, input);
   if (target.dim() == 2) {
     TORCH_CHECK(at::isIntegralType(target.scalar_type(), true) && target.size(0) == call.samples && target.size(1) == call.pixels,
-                "overlap engine: labels must be integers (", call.samples, ", ", call.pixels, "), got ", target.scalar_type(), target.sizes());
+                "overlap engine: labels must be integers (", call.samples, ", ", call.pixels, "), got ", target.scalar_type(),
+                target.sizes());
     call.target_strides[0] = target.stride(0);
     call.target_strides[2] = target.stride(1);
     call.label_bytes = static_cast<int>(target.element_size());
     call.label_signed = at::isSignedType(target.scalar_type());
   } else {
-    TORCH_CHECK(target.sizes() == input.sizes() && target.scalar_type() == input.scalar_type(), "overlap engine: a target of numbers must be ",
-                input.scalar_type(), input.sizes(), ", got ", target.scalar_type(), target.sizes());
+    TORCH_CHECK(target.sizes() == input.sizes() && target.scalar_type() == input.scalar_type(),
+                "overlap engine: a target of numbers must be ", input.scalar_type(), input.sizes(), ", got ", target.scalar_type(),
+                target.sizes());
     set_strides(call.target_strides, target);
   }
   TORCH_CHECK(params.size() <= kMaxParams, "overlap engine: at most ", kMaxParams, " parameters, got ", params.size());
@@ -98,7 +100,8 @@ std::tuple<Tensor, Tensor> overlap_backward(const Tensor& grad, const Tensor& in
                                             at::ArrayRef<double> params, int64_t first_label, std::optional<int64_t> ignore_index,
                                             bool want_input, bool want_target) {
   OverlapCall call = describe(input, target, params, first_label, ignore_index);
-  TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == accumulate_type(input) && grad.numel() == call.samples * call.classes * kStatistics,
+  TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == accumulate_type(input) &&
+                  grad.numel() == call.samples * call.classes * kStatistics,
               "overlap engine: an upstream gradient must be contiguous ", accumulate_type(input), " (N, C, ", int(kStatistics), "), got ",
               grad.scalar_type(), grad.sizes());
   const auto gradient = [&](bool wanted, const Tensor& like, void*& slot, int64_t (&strides)[3]) {

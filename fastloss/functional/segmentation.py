@@ -26,24 +26,26 @@ _ARGUMENTS = {
     "input": "(N, C, d1, ...) logits, or probabilities with ``activation=\"none\"``; float32, float64, bfloat16 or float16, any strides.",
     "target": "labels (N, d1, ...) of any integer dtype in ``[0, C)``; or numbers of `input`'s shape, such as one-hot or soft targets, or\n"
     "several labels a pixel. With one channel, labels are 0 and 1, and may have `input`'s shape.",
-    "activation": "how logits become probabilities: ``\"softmax\"`` over the channels, ``\"sigmoid\"``, or ``\"none\"``. Default: softmax,\n"
-    "but sigmoid for one channel.",
+    "activation": "how logits become probabilities: ``\"softmax\"`` over the channels, ``\"sigmoid\"``, or ``\"none\"``. Default:\n"
+    "softmax, but sigmoid for one channel.",
     "smooth": "added to the numerator, and to the denominator unless `smooth_denominator` says otherwise.",
     "smooth_denominator": "added to the denominator. Default: `smooth`.",
     "eps": "what the denominator is at least.",
     "power": "1, or 2 to square probabilities and targets in the denominator (Milletari et al. 2016). Default: 1.",
     "soft_label": "take the intersection as :math:`(P + T - \\sum |p - t|) / 2`, which is largest at :math:`p = t` for soft targets too\n"
     "(Wang et al. 2023). Default: False.",
-    "group": "what a score is taken over: ``\"sample\"``: each sample and class; ``\"batch\"``: each class over the whole batch; ``\"image\"``:\n"
-    "each sample over all classes; ``\"all\"``: everything. Default: ``\"sample\"``.",
-    "absent": "of scores whose target is empty: ``\"keep\"`` them, count them as a loss of ``\"zero\"``, or ``\"skip\"`` them, which leaves\n"
-    "them out of a mean too. Default: ``\"keep\"``.",
-    "weight": "(C,), a factor for the loss of each class; for groups ``\"sample\"`` and ``\"batch\"``. A mean divides by the number of scores.",
+    "group": "what a score is taken over: ``\"sample\"``: each sample and class; ``\"batch\"``: each class over the whole batch;\n"
+    "``\"image\"``: each sample over all classes; ``\"all\"``: everything. Default: ``\"sample\"``.",
+    "absent": "of scores whose target is empty: ``\"keep\"`` them, count them as a loss of ``\"zero\"``, or ``\"skip\"`` them, which\n"
+    "leaves them out of a mean too. Default: ``\"keep\"``.",
+    "weight": "(C,), a factor for the loss of each class; for groups ``\"sample\"`` and ``\"batch\"``. A mean divides by the number of\n"
+    "scores.",
     "include_background": "whether channel 0 counts. Default: True.",
     "ignore_index": "label of pixels, or number of elements of a dense target, that do not count: gradient 0. Default: None.",
     "log": "take :math:`-\\log(\\max(score, eps))` instead of :math:`1 - score`. Default: False.",
     "channel_dim": "where `input` has its channels; -1 for channels last. Default: 1.",
-    "reduction": "``\"mean\"`` or ``\"sum\"`` of the scores' losses, or ``\"none\"``: (N, C), (C,), (N,) or () by `group`. Default: ``\"mean\"``.",
+    "reduction": "``\"mean\"`` or ``\"sum\"`` of the scores' losses, or ``\"none\"``: (N, C), (C,), (N,) or () by `group`.\n"
+    "Default: ``\"mean\"``.",
     "backend": "``\"auto\"``, ``\"eager\"``, ``\"cpu\"``, ``\"triton\"`` or ``\"cuda\"``. Default: the one in force.",
 }
 _RAISES = """TypeError: an argument is not a Tensor.
@@ -85,7 +87,8 @@ class _Sums:
         if activation is None and isinstance(input, Tensor) and input.dim() > 1:
             activation = "softmax" if input.shape[1] > 1 else "sigmoid"
         allowed = ("softmax", "sigmoid") if term else ("softmax", "sigmoid", "none")
-        _choice(name, "activation", activation if input.dim() > 1 else allowed[0], allowed)
+        if activation is not None:
+            _choice(name, "activation", activation, allowed)
         functor = f"{activation}_{term}" if term else activation
         self.name = name
         self.activation = activation
@@ -122,7 +125,14 @@ def _ratio(
 
 
 def _reduce(
-    name: str, losses: Tensor, sums: dict[str, Tensor], group: str, absent: str, weight: Tensor | None, include_background: bool, reduction: str
+    name: str,
+    losses: Tensor,
+    sums: dict[str, Tensor],
+    group: str,
+    absent: str,
+    weight: Tensor | None,
+    include_background: bool,
+    reduction: str,
 ) -> Tensor:
     _choice(name, "absent", absent, ABSENT)
     _choice(name, "reduction", reduction, ("none", "mean", "sum"))
