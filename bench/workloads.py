@@ -12,7 +12,10 @@ from torch import Tensor
 
 from fastloss.cases import Case
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
+from fastloss.overlap_cases import OverlapCase
 from fastloss.registry import LOSSES, Loss
+
+from . import rivals
 
 
 @dataclass(frozen=True)
@@ -134,20 +137,55 @@ class ElementwiseWorkload(Workload):
         if self.about.torch:
             return functools.partial(getattr(F, self.about.torch), **params, **self.options)
         if self.loss == "sigmoid_focal":
-            return functools.partial(_focal_in_torch, **params, **self.options)
+            return functools.partial(rivals.sigmoid_focal, **params, **self.options)
         return functools.partial(self.about.function, **params, **self.options, backend="eager")
 
 
-def _focal_in_torch(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
-    p = torch.sigmoid(input)
-    p_t = p * target + (1 - p) * (1 - target)
-    loss = F.binary_cross_entropy_with_logits(input, target, reduction="none") * (1 - p_t) ** gamma
-    loss = loss * (alpha * target + (1 - alpha) * (1 - target))
-    return loss.mean() if reduction == "mean" else loss
+@dataclass(frozen=True)
+class OverlapWorkload(Workload):
+    """A row of the table for a loss of the overlap engine: `shape` is of the logits, or of all elements."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Logits and labels read forward and backward, the gradient written."""
+        labels = self.elements // (self.shape[1] if len(self.shape) > 1 else 1)
+        return 3 * self.elements * getattr(torch, self.dtype).itemsize + 2 * 8 * labels
+
+    def check_case(self, rows: int = 2) -> OverlapCase:
+        """The same call on few pixels, for the correctness check."""
+        shape = (min(self.shape[0], rows), *self.shape[1:2], *(min(n, 6) for n in self.shape[2:]))
+        case = OverlapCase(shape=shape, dtype=self.dtype).of(self.loss)
+        named = {name: value for name, value in self.options.items() if name not in self.about.params}
+        params = tuple((name, self.options.get(name, value)) for name, value in case.params)
+        return replace(case, params=params, options=tuple(named.items()))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits (or probabilities) and labels, the same on every run."""
+        torch.manual_seed(0)
+        input = torch.randn(self.shape).to(getattr(torch, self.dtype))
+        if len(self.shape) == 1:
+            return torch.sigmoid(input), torch.randint(2, self.shape)
+        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **{**dict(self.check_case().params), **self.options})
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """MONAI's formula; of the losses that it has not, ours in plain torch."""
+        if hasattr(rivals, self.loss):
+            return functools.partial(getattr(rivals, self.loss), **self.options)
+        return functools.partial(self.our_call, backend="eager")
 
 
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
+_VOLUME = (4, 8, 64, 64, 64)
+# Where a loss has parameters that the peer calls otherwise, both sides get them by name.
+_MONAI = {
+    "dice": {}, "dice_ce": {}, "tversky": {"alpha": 0.5, "beta": 0.5}, "dice_focal": {"gamma": 2.0, "activation": "sigmoid"},
+}
 
 WORKLOADS = {
     workload.name: workload
@@ -177,6 +215,14 @@ WORKLOADS = {
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()
             if about.engine == "elementwise"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            OverlapWorkload(f"{name} {short} {'2^23' if name == 'any' else '4x8x64^3'}", loss=name, dtype=dtype,
+                            shape=(2**23,) if name == "any" else _VOLUME, options=_MONAI.get(name, {}),
+                            eager_ratio=5.0 if name in _MONAI and dtype == "float32" else None)
+            for name, about in LOSSES.items()
+            if about.engine == "overlap"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
     )
