@@ -44,8 +44,8 @@ _ARGUMENTS = {
     "ignore_index": "label of pixels, or number of elements of a dense target, that do not count: gradient 0. Default: None.",
     "log": "take :math:`-\\log(\\max(score, eps))` instead of :math:`1 - score`. Default: False.",
     "channel_dim": "where `input` has its channels; -1 for channels last. Default: 1.",
-    "reduction": "``\"mean\"`` or ``\"sum\"`` of the scores' losses, or ``\"none\"``: (N, C), (C,), (N,) or () by `group`.\n"
-    "Default: ``\"mean\"``.",
+    "reduction": "``\"mean\"`` or ``\"sum\"`` of the scores' losses, or ``\"none\"``: (N, C), (C,), (N,) or () by\n"
+    "`group`. Default: ``\"mean\"``.",
     "backend": "``\"auto\"``, ``\"eager\"``, ``\"cpu\"``, ``\"triton\"`` or ``\"cuda\"``. Default: the one in force.",
 }
 _RAISES = """TypeError: an argument is not a Tensor.
