@@ -23,13 +23,16 @@ build: .venv/built
 demo: build
 	$(BIN)/fastloss demo $(ARGS)
 
+# A test process for each processor; blocks of neighbours, since neighbours share what is costly to make.
+PYTEST := $(BIN)/pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal
+
 # The whole suite.
 test: build
-	$(BIN)/pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # The quick part of the suite.
 check: build
-	$(BIN)/pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 bench: build
 	$(BIN)/python -m bench $(ARGS)

@@ -298,6 +298,7 @@ struct Wasserstein {
   }
 };
 
+#ifndef FASTLOSS_ELEMENTWISE  // a build of few losses defines its own list
 #define FASTLOSS_ELEMENTWISE(X) \
   X(mse, Mse) \
   X(l1, L1) \
@@ -323,6 +324,7 @@ struct Wasserstein {
   X(sigmoid_focal, SigmoidFocal) \
   X(brier, Brier) \
   X(wasserstein, Wasserstein)
+#endif
 
 constexpr int kMaxDims = 3;
 

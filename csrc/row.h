@@ -39,10 +39,12 @@ struct SoftmaxFocal {
   }
 };
 
+#ifndef FASTLOSS_ROW  // a build of few losses defines its own list
 #define FASTLOSS_ROW(X) \
   X(cross_entropy, CrossEntropy) \
   X(nll, Nll) \
   X(softmax_focal, SoftmaxFocal)
+#endif
 
 // One call. `acc` is double for double inputs, else float. Rows are numbered r = o * inner + i, and class c of row r lies at
 // offset o * outer_stride + c * class_stride + i: inner == 1 and class_stride == 1 is the contiguous class of kernels,

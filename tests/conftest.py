@@ -5,14 +5,55 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before anything else
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # likewise torch: threads that spin while they wait hold up a second worker
+
+import importlib.util
+import inspect
 
 import pytest
 import torch
 
 from fastloss._backends import BACKENDS, unavailable
-from fastloss.registry import LOSSES
+from fastloss.registry import LOSSES, Loss
 
 COMPILED = tuple(b for b in BACKENDS if b != "eager")
+
+
+def hasten_the_interpreter() -> None:
+    """Halve the time of Triton's interpreter, which goes through its whole language at every call of a device function.
+
+    What a launch has replaced there stays replaced until it ends, so a second search of the same modules adds nothing.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    searched: list[set[int]] | None = None  # by the launch that runs
+
+    def replace_once(function):
+        if searched is None:
+            return replace(function)
+        modules = {id(value) for value in function.__globals__.values() if value is language or value is language.core}
+        if modules in searched:
+            return None
+        searched.append(modules)
+        return replace(function)
+
+    def remember(*args, **kwargs):
+        nonlocal searched
+        searched = []
+        try:
+            return launch(*args, **kwargs)
+        finally:
+            searched = None
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, remember
+
+
+def kind(loss: Loss) -> tuple:
+    """Losses of one kind give their engine's operators arguments of the same kinds."""
+    takes_weight = "weight" in inspect.signature(loss.function).parameters
+    return loss.engine, len(loss.operands), loss.optional, takes_weight, bool(loss.params), loss.soft_targets, loss.logits
 
 
 def pytest_addoption(parser):
@@ -22,6 +63,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of the quick run (pytest -m 'not slow')")
     config.addinivalue_line("markers", "huge: more than 2^31 elements, needs 12 GB of memory; runs only with -m huge")
+    config.addinivalue_line("markers", "one_of_a_kind: every loss on cpu, and one of each kind on the other compiled backends")
+    if importlib.util.find_spec("triton"):
+        hasten_the_interpreter()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -40,13 +84,22 @@ def pytest_generate_tests(metafunc):
     # Triton's interpreter takes most of the time of a full run, so the quick run has it in one file only.
     name = metafunc.module.__name__
     quick = getattr(metafunc.module, "QUICK", BACKENDS if name == "test_defects" else [b for b in BACKENDS if b != "triton"])
+    engine = getattr(metafunc.module, "ENGINE", "row")  # of the losses that a test file is about; None for all
+    losses = [name for name, about in LOSSES.items() if engine in (None, about.engine)]
+
+    def values(*before: str, backend: str):
+        return pytest.param(*before, backend, marks=() if backend in quick else pytest.mark.slow)
+
+    if metafunc.definition.get_closest_marker("one_of_a_kind"):
+        first = {kind(LOSSES[name]): name for name in reversed(losses)}.values()
+        pairs = [values(loss, backend=b) for b in chosen if b in COMPILED for loss in losses if b == "cpu" or loss in first]
+        metafunc.parametrize(("loss", "compiled"), pairs, indirect=["compiled"])
+        return
     for fixture, names in (("backend", chosen), ("compiled", [b for b in chosen if b in COMPILED])):
         if fixture in metafunc.fixturenames:
-            values = [pytest.param(b, marks=() if b in quick else pytest.mark.slow) for b in names]
-            metafunc.parametrize(fixture, values, indirect=True)
+            metafunc.parametrize(fixture, [values(backend=b) for b in names], indirect=True)
     if "loss" in metafunc.fixturenames:
-        engine = getattr(metafunc.module, "ENGINE", "row")  # of the losses that a test file is about; None for all
-        metafunc.parametrize("loss", [name for name, about in LOSSES.items() if engine in (None, about.engine)])
+        metafunc.parametrize("loss", losses)
 
 
 def _available(name: str) -> str:

@@ -28,10 +28,10 @@ INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 REDUCTIONS = ("none", "mean", "sum")
 
 
-def some(backend: str, cases: list, most: int) -> list:
+def some(backend: str, cases: list, most: int, seed: str = "") -> list:
     """A fixed sample of the cases, smaller on a slow backend."""
     most = most if backend in INTERPRETED else 4 * most
-    return cases if len(cases) <= most else random.Random(0).sample(cases, most)
+    return cases if len(cases) <= most else random.Random(seed).sample(cases, most)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -40,7 +40,7 @@ def test_values(loss, backend, values):
         ElementwiseCase(shape=(7, 33), values=values, dtype=dtype, reduction=reduction, gradients=gradients, third_shape=third).of(loss)
         for dtype in DTYPES for reduction in REDUCTIONS for gradients in ("input", "operands") for third in third_shapes(loss)
     ]
-    for case in some(backend, cases, 4):
+    for case in some(backend, cases, 4, loss + values):
         check(case, None, backend)
 
 
@@ -55,7 +55,7 @@ def test_layouts_and_broadcasting(loss, backend):
         for third in third_shapes(loss)
         for dtype in DTYPES
     ]
-    for case in some(backend, cases, 12) if backend in INTERPRETED else some(backend, cases, 24):
+    for case in some(backend, cases, 12, loss) if backend in INTERPRETED else some(backend, cases, 24, loss):
         check(case, None, backend)
 
 
@@ -71,8 +71,12 @@ def test_element_counts_around_block_edges(loss, backend):
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_weights(loss, backend, weight):
-    for reduction, dtype, gradients in itertools.product(REDUCTIONS, ("float32", "bfloat16"), ("input", "all")):
-        check(ElementwiseCase(shape=(5, 9), weight=weight, reduction=reduction, dtype=dtype, gradients=gradients).of(loss), None, backend)
+    cases = [
+        ElementwiseCase(shape=(5, 9), weight=weight, reduction=reduction, dtype=dtype, gradients=gradients).of(loss)
+        for reduction in REDUCTIONS for dtype in ("float32", "bfloat16") for gradients in ("input", "all")
+    ]
+    for case in some(backend, cases, 4, loss + weight):
+        check(case, None, backend)
 
 
 def test_parameters(loss, backend):
@@ -82,7 +86,7 @@ def test_parameters(loss, backend):
         ElementwiseCase(shape=(6, 9), values=values, dtype=dtype, reduction="none", gradients="operands").of(loss)
         for values in ("normal", "huge", "tiny", "ties") for dtype in DTYPES[:3]
     ]
-    for case in some(backend, cases, 3):
+    for case in some(backend, cases, 3, loss):
         for point in itertools.product(*grids):
             check(case.__class__(**{**vars(case), "params": tuple(zip(params, point))}), None, backend)
 
@@ -114,7 +118,8 @@ def test_nan_is_not_swallowed(loss, backend, reduction):
 
 @pytest.mark.slow
 def test_random_cases(loss, backend):
-    finding = run(loss, backend, examples=40 if backend in INTERPRETED else 600, seed=11)
+    # eager is compared with itself in float64, cuda shares cpu's functors
+    finding = run(loss, backend, examples={"eager": 200, "cpu": 600, "cuda": 300, "triton": 40}[backend], seed=11)
     assert finding is None, finding.script
 
 
@@ -144,9 +149,9 @@ def test_canonical_copies_what_has_too_many_dimensions():
 # Derivatives, and what of torch a loss passes through
 
 
-def closed(loss: str, backend: str | None, dtype: str = "float64", **choices):
+def closed(loss: str, backend: str | None, dtype: str = "float64", shape: tuple[int, ...] = (4, 3), **choices):
     """A function of the differentiable inputs only, and those inputs."""
-    case = ElementwiseCase(shape=(4, 3), dtype=dtype, gradients="operands", **choices).of(loss)
+    case = ElementwiseCase(shape=shape, dtype=dtype, gradients="operands", **choices).of(loss)
     # A clamped variance has a gradient on purpose, which is not its derivative.
     case = replace(case, params=tuple((name, 1e-2 if name == "eps" else value) for name, value in case.params))
     call = case.build()
@@ -163,15 +168,17 @@ def closed(loss: str, backend: str | None, dtype: str = "float64", **choices):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(loss, backend, reduction):
-    function, inputs = closed(loss, backend, reduction=reduction)
+    shape = (2, 2) if backend in INTERPRETED else (4, 3)  # the work grows with the square of the elements
+    function, inputs = closed(loss, backend, shape=shape, reduction=reduction)
     if LOSSES[loss].operands["input" if "input" in LOSSES[loss].operands else "input1"] in ("probability", "log_prob"):
-        call = ElementwiseCase(shape=(4, 3), dtype="float64", reduction=reduction).of(loss).build()
+        call = ElementwiseCase(shape=shape, dtype="float64", reduction=reduction).of(loss).build()
         inputs = [call.by_name["input"].requires_grad_()]
         function = lambda x: LOSSES[loss].function(x, call.by_name["target"], **call.options, backend=backend)  # noqa: E731
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.one_of_a_kind
 @pytest.mark.parametrize("layout", ["contiguous", "padded rows"])
 def test_opcheck(loss, compiled, layout):
     call = ElementwiseCase(shape=(4, 5), dtype="float32", layout=layout).of(loss).build()
@@ -209,6 +216,7 @@ def test_func_transforms_and_checkpointing(loss):
     torch.testing.assert_close(again, wanted)
 
 
+@pytest.mark.one_of_a_kind
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("layout", ["contiguous", pytest.param("transposed", marks=pytest.mark.slow)])
 def test_torch_compile(loss, compiled, layout, reduction):

@@ -16,18 +16,20 @@ INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 SHAPES = [(5,), (6, 17), (3, 9, 4), (2, 5, 3, 4)]
 
 
-def some(backend: str, cases: list, most: int) -> list:
-    """A fixed sample of the cases, smaller on a slow backend."""
-    most = most if backend in INTERPRETED else 5 * most
-    return cases if len(cases) <= most else random.Random(0).sample(cases, most)
+def some(backend: str, cases: list, most: int, seed: str) -> list:
+    """A fixed sample of the cases, smaller on a slow backend, and another for each seed."""
+    most = most if backend in INTERPRETED else 10 * most
+    return cases if len(cases) <= most else random.Random(seed).sample(cases, most)
 
 
 @pytest.mark.parametrize("values", VALUES)
 def test_values(loss, backend, values):
-    for dtype, reduction in zip(DTYPES, ("none", "mean", "sum", "none")):
-        case = Case(shape=(7, 65), values=values, dtype=dtype, labels="some ignored", reduction=reduction, extras=EXTRAS)
-        check(case.of(loss), None, backend)
-    check(Case(shape=(3, 35, 3), values=values, labels="edges", reduction="none").of(loss), None, backend)
+    cases = [
+        Case(shape=(7, 65), values=values, dtype=dtype, labels="some ignored", reduction=reduction, extras=EXTRAS).of(loss)
+        for dtype, reduction in zip(DTYPES, ("none", "mean", "sum", "none"))
+    ]
+    for case in [*some(backend, cases, 2, loss + values), Case(shape=(3, 35, 3), values=values, labels="edges", reduction="none").of(loss)]:
+        check(case, None, backend)
 
 
 @pytest.mark.parametrize("labels", [*LABELS, *SOFT_LABELS])
@@ -41,7 +43,7 @@ def test_labels(loss, backend, labels):
         for reduction in ("none", "mean", "sum")
         for ignore_index in ((-100,) if labels in SOFT_LABELS else (-100, -1, 0, 3, 99))
     ]
-    for case in some(backend, cases, 12):
+    for case in some(backend, cases, 6, loss + labels):
         check(case, None, backend)
 
 
@@ -54,13 +56,13 @@ def test_layouts(loss, backend, layout):
         for labels in ("random", "soft")
         for target_layout in ("contiguous", "transposed", "every second", "expanded rows", "padded classes")
     ]
-    for case in some(backend, cases, 14):
+    for case in some(backend, cases, 7, loss + layout):
         check(case, None, backend)
 
 
 @pytest.mark.parametrize("strided", [False, True], ids=["rows", "columns"])
 def test_class_counts_around_block_edges(loss, backend, strided):
-    sizes = CLASSES + MANY_CLASSES if backend not in INTERPRETED else (1, 15, 16, 17, 32, 33, 127, 128, 129, 1023, 1024, 1025, 2049, 4097)
+    sizes = CLASSES + MANY_CLASSES if backend not in INTERPRETED else (1, 15, 16, 17, 33, 128, 129, 1024, 1025, 4097)
     for i, classes in enumerate(sizes):
         shape = (2, classes, 3) if strided else (3, classes)
         check(Case(shape=shape, dtype=DTYPES[i % 4], labels="edges", reduction="none", seed=i, softcap=30.0).of(loss), None, backend)
@@ -91,7 +93,7 @@ def test_weights_and_smoothing(loss, backend, weight):
         for reduction in ("none", "mean", "sum")
         for dtype in ("float32", "bfloat16")
     ]
-    for case in some(backend, cases, 16):
+    for case in some(backend, cases, 7, loss + weight):
         check(case, None, backend)
 
 
@@ -107,7 +109,7 @@ def test_terms_and_extra_outputs(loss, backend, extras):
         for labels, values in (("some ignored", "normal"), ("soft", "ties"), ("random", "some -inf"))
         for dtype in ("float32", "float16")
     ]
-    for case in some(backend, cases, 12):
+    for case in some(backend, cases, 6, loss + str(extras)):
         check(case, None, backend)
 
 
@@ -115,26 +117,31 @@ def test_parameters(loss, backend):
     """Both ends of every parameter's range and its middle, with logits that saturate."""
     params = LOSSES[loss].params
     grids = [[low, (max(low, -4.0) + min(high, 4.0)) / 2, min(high, 8.0)] for low, high in params.values()]
-    for point, values, dtype in itertools.product(itertools.product(*grids), ("normal", "huge", "confident", "some -inf"), DTYPES[:3]):
+    choices = list(itertools.product(itertools.product(*grids), ("normal", "huge", "confident", "some -inf"), DTYPES[:3]))
+    for point, values, dtype in some(backend, choices, 12, loss):
         case = Case(shape=(6, 9), values=values, dtype=dtype, labels="some ignored", reduction="none").of(loss)
         check(case.__class__(**{**vars(case), "params": tuple(zip(params, point))}), None, backend)
 
 
 def test_gradients_of_targets_and_weights(loss, backend):
-    for shape, labels, weight in itertools.product(SHAPES, ("random", "soft", "soft with zeros"), ("none", "random")):
+    choices = list(itertools.product(SHAPES, ("random", "soft", "soft with zeros"), ("none", "random")))
+    for shape, labels, weight in some(backend, choices, 8, loss):
         check(Case(shape=shape, labels=labels, weight=weight, gradients="all", label_smoothing=0.1).of(loss), None, backend)
 
 
 def test_targets_of_other_dtypes(loss, backend):
+    cases = []
     for dtype in DTYPES:
-        check(Case(shape=(5, 9), dtype=dtype, labels="edges", target_dtype="uint8").of(loss), None, backend)
-        check(Case(shape=(5, 300), dtype=dtype, ignore_index=255, labels="some ignored", target_dtype="uint8").of(loss), None, backend)
+        cases.append(Case(shape=(5, 9), dtype=dtype, labels="edges", target_dtype="uint8").of(loss))
+        cases.append(Case(shape=(5, 300), dtype=dtype, ignore_index=255, labels="some ignored", target_dtype="uint8").of(loss))
         if LOSSES[loss].soft_targets:
-            for target_dtype in DTYPES:
-                check(Case(shape=(5, 9), dtype=dtype, labels="soft", target_dtype=target_dtype).of(loss), None, backend)
+            cases += [Case(shape=(5, 9), dtype=dtype, labels="soft", target_dtype=target_dtype).of(loss) for target_dtype in DTYPES]
+    for case in some(backend, cases, 12, loss):
+        check(case, None, backend)
 
 
 @pytest.mark.slow
 def test_random_cases(loss, backend):
-    finding = run(loss, backend, examples=120 if backend in INTERPRETED else 2000, seed=11)
+    # eager is compared with itself in float64, cuda shares cpu's functors
+    finding = run(loss, backend, examples={"eager": 400, "cpu": 2000, "cuda": 1000, "triton": 100}[backend], seed=11)
     assert finding is None, finding.script
