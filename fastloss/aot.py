@@ -37,6 +37,11 @@ VARIANTS = {
 # Of the element-wise engine: contiguous with a gradient to the input; views with weights and every gradient, of a loss with three operands.
 ELEMENTWISE_VARIANTS = ("plain", "full")
 _FULL_ELEMENTWISE = "gaussian_nll"
+# Of the overlap engine: labels; numbers, ignored ones among them, with both gradients; the same in views. The last of one loss, and that one
+# with every tile.
+OVERLAP_VARIANTS = ("plain", "dense", "views")
+_FULL_OVERLAP = "softmax_focal"
+_ALIGNED = ("plain", "dense")
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -49,7 +54,7 @@ def check(rows: Sequence[dict]) -> list[str]:
         limit = SHARED_LIMITS[row["target"]]
         if row["shared"] > limit:
             found.append(f"{name}: {row['shared']} bytes of shared memory, wanted at most {limit}")
-        if row["variant"] == "plain" and row["streams"] and row["access_bytes"] < 16:
+        if row["variant"] in _ALIGNED and row["streams"] and row["access_bytes"] < 16:
             found.append(f"{name}: accesses of {row['access_bytes']} bytes to aligned data, wanted 16")
     return found
 
@@ -124,7 +129,7 @@ class _Case(NamedTuple):
     functor: str
     variant: str
     dtype: torch.dtype
-    contiguous: bool
+    layout: str
     launch: Callable[[], None]
 
 
@@ -142,7 +147,7 @@ def _row_cases(quick: bool) -> Iterator[_Case]:
             variants = VARIANTS if functor == next(iter(FUNCTORS)) else ("plain",)
             for variant in variants:
                 launches = functools.partial(_row_launches, functor, variant, dtype, contiguous, most or 32768)
-                yield _Case(functor, variant, dtype, contiguous, launches)
+                yield _Case(functor, variant, dtype, "contiguous" if contiguous else "strided", launches)
 
 
 def _row_launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bool, classes: int) -> None:
@@ -172,7 +177,7 @@ def _elementwise_cases(quick: bool) -> Iterator[_Case]:
     for functor, dtype in itertools.product(functors, DTYPES[:2] if quick else DTYPES):
         for variant in ELEMENTWISE_VARIANTS if functor == _FULL_ELEMENTWISE else ("plain",):
             launches = functools.partial(_elementwise_launches, functor, variant, dtype)
-            yield _Case(functor, variant, dtype, variant == "plain", launches)
+            yield _Case(functor, variant, dtype, "contiguous" if variant == "plain" else "strided", launches)
 
 
 def _elementwise_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
@@ -192,6 +197,44 @@ def _elementwise_launches(functor: str, variant: str, dtype: torch.dtype) -> Non
         elementwise.elementwise_forward(*operands, *settings)
 
 
+def _overlap_cases(quick: bool) -> Iterator[_Case]:
+    """Every functor with the first tile of its dtype, and one functor with every tile."""
+    from fastloss.kernels.functors import OVERLAP
+    from fastloss.kernels.tuning import OVERLAP as TUNING
+    from fastloss.kernels.tuning import layout_class
+
+    def case(functor: str, variant: str, dtype: torch.dtype, layout: str, classes: int) -> _Case:
+        return _Case(functor, variant, dtype, layout, functools.partial(_overlap_launches, functor, variant, dtype, layout, classes))
+
+    if quick:
+        for variant, dtype in zip(OVERLAP_VARIANTS, DTYPES):
+            yield case(_FULL_OVERLAP, variant, dtype, "strided" if variant == "views" else "contiguous", 16)
+        return
+    for functor, dtype in itertools.product(OVERLAP, DTYPES):
+        full = functor == _FULL_OVERLAP
+        for layout in ("contiguous", "channels_last", "strided") if full else ("contiguous",):
+            table = TUNING[layout_class(layout == "contiguous", dtype, layout == "channels_last")]
+            for most, *_ in table if full else table[:1]:
+                for variant in ("views",) if layout == "strided" else _ALIGNED:
+                    yield case(functor, variant, dtype, layout, most or 2048)
+
+
+def _overlap_launches(functor: str, variant: str, dtype: torch.dtype, layout: str, classes: int) -> None:
+    from fastloss.kernels import overlap
+
+    plain = variant == "plain"
+    shape = (2, 4096, classes) if layout == "channels_last" else (2, classes, 4096)
+    input = torch.empty(shape, dtype=dtype, device="meta")
+    if layout == "channels_last":
+        input = input.transpose(1, 2)
+    elif layout == "strided":
+        input = input[:, :, 1::2]
+    target = torch.empty(2, input.shape[2], dtype=torch.int64, device="meta") if plain else torch.empty_like(input)
+    settings = functor, [], 0, None if plain else -1
+    sums = overlap.overlap_forward(input, target, *settings)
+    overlap.overlap_backward(sums, input, target, *settings, True, not plain)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
@@ -207,7 +250,7 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    cases = [*_row_cases(quick), *_elementwise_cases(quick)]
+    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):
         case.launch()
@@ -216,8 +259,8 @@ def _compile_all(name: str, quick: bool) -> None:
             if binary.hash in seen:
                 continue
             seen.add(binary.hash)
-            tile = {key.lower(): options[key] for key in ("ROWS", "BLOCK", "num_warps", "STAGES") if key in options}
-            layout = {} if kernel == "reduce_kernel" else {"layout": "contiguous" if case.contiguous else "strided"}
+            tile = {key.lower(): options[key] for key in ("ROWS", "BLOCK", "BLOCK_C", "BLOCK_S", "num_warps", "STAGES") if key in options}
+            layout = {} if kernel == "reduce_kernel" else {"layout": case.layout}
             found.append(
                 {
                     "kernel": kernel,

@@ -2,9 +2,10 @@
 
 A functor of the row engine takes a tile of log-probabilities `l` and the loss's parameters `p` (a tuple of four scalars of the same
 type) and gives the value and its derivative with respect to `l`. A functor of the element-wise engine takes blocks of the input `x`,
-the target `t` and the third operand `z` (1 where a call has none) and gives the value and its derivatives with respect to each;
-csrc/elementwise.h says which formula is meant and why. What a kernel does not use, the compiler drops. Only functions that exist
-both compiled and in Triton's interpreter are used, so nothing here comes from libdevice.
+the target `t` and the third operand `z` (1 where a call has none) and gives the value and its derivatives with respect to each. A functor
+of the overlap engine takes `x` and `t` and gives the probability, its derivative, and a loss with its derivatives with respect to each.
+csrc/ENGINE.h says which formula is meant and why. What a kernel does not use, the compiler drops. Only functions that exist both compiled
+and in Triton's interpreter are used, so nothing here comes from libdevice.
 
 A literal is as precise as the tensor that it meets in arithmetic, but tl.where takes it for a float32: there it must be exact as one.
 """
@@ -70,6 +71,14 @@ def sigmoid(x):
     """1 / (1 + exp(-x)) without overflow, and small ones to full relative accuracy."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def chances(x):
+    """sigmoid(x) and sigmoid(-x) from one exponential."""
+    e = tl.exp(-tl.abs(x))
+    unit = 1.0 / (1.0 + e)
+    return tl.where(x < 0, e, 1.0) * unit, tl.where(x < 0, 1.0, e) * unit
 
 
 # The row engine
@@ -382,4 +391,67 @@ ELEMENTWISE = {
     "sigmoid_focal": sigmoid_focal,
     "brier": brier,
     "wasserstein": wasserstein,
+}
+
+
+# The overlap engine
+
+
+@triton.jit
+def _without_loss(prob, slope):
+    return prob, slope, tl.zeros_like(prob), tl.zeros_like(prob), tl.zeros_like(prob)
+
+
+@triton.jit
+def _probability(x, t, p):
+    return _without_loss(x, tl.full(x.shape, 1.0, x.dtype))
+
+
+@triton.jit
+def _sigmoid_probability(x, t, p):
+    chance, rest = chances(x)
+    return _without_loss(chance, chance * rest)
+
+
+@triton.jit
+def _sigmoid_cross_entropy(x, t, p):
+    chance, rest = chances(x)
+    value, d_input, d_target, _ = binary_cross_entropy_with_logits(x, t, 1.0, p)
+    return chance, chance * rest, value, d_input, d_target
+
+
+@triton.jit
+def _sigmoid_focal(x, t, p):
+    chance, rest = chances(x)
+    value, d_input, d_target, _ = sigmoid_focal(x, t, 1.0, p)
+    return chance, chance * rest, value, d_input, d_target
+
+
+@triton.jit
+def _amplified(x, t, p):
+    scale = p[0]
+    chance, rest = chances(scale * (x - 0.5))
+    return _without_loss(chance, scale * chance * rest)
+
+
+@triton.jit
+def _amplified_sigmoid(x, t, p):
+    scale = p[0]
+    chance, rest = chances(x)
+    loud, quiet = chances(scale * (chance - 0.5))
+    return _without_loss(loud, scale * loud * quiet * chance * rest)
+
+
+# The same names as in csrc/overlap.h: functor, whether it normalises over the classes, and whether it has a pointwise loss. The functor
+# of a softmax is that loss, t times a functor of the row engine.
+OVERLAP = {
+    "none": (_probability, False, False),
+    "sigmoid": (_sigmoid_probability, False, False),
+    "softmax": (None, True, False),
+    "sigmoid_cross_entropy": (_sigmoid_cross_entropy, False, True),
+    "softmax_cross_entropy": (cross_entropy, True, True),
+    "sigmoid_focal": (_sigmoid_focal, False, True),
+    "softmax_focal": (softmax_focal, True, True),
+    "amplified": (_amplified, False, False),
+    "amplified_sigmoid": (_amplified_sigmoid, False, False),
 }

@@ -43,7 +43,24 @@ ELEMENTWISE: dict[str, tuple[int, int]] = {
     "strided_double": (512, 128),
 }
 
+# The overlap kernels, by what lies beside an element: pixels in aligned vectors (contiguous), classes (channels_last), or neither. A row is
+# (classes at the most; classes of a tile, None for all of them; elements of a tile; pixels that a thread adds up before they join its sums;
+# threads). Tiles with all classes have 8 elements a thread (4 doubles): with 16 the focal losses spill. As far as that leaves 32 neighbouring
+# bytes they belong to one warp, since the softmax goes over classes. None has been timed on a GPU yet.
+OVERLAP: dict[str, tuple[tuple[int | None, int | None, int, int, int], ...]] = {
+    "contiguous_half": ((16, None, 256, 8, 32), (64, None, 1024, 8, 128), (128, None, 2048, 8, 256), (None, 1, 2048, 1, 256)),
+    "contiguous_single": ((32, None, 256, 4, 32), (128, None, 1024, 4, 128), (None, 1, 1024, 1, 128)),
+    "contiguous_double": ((32, None, 128, 2, 32), (128, None, 512, 2, 128), (None, 1, 1024, 1, 256)),
+    "channels_last_half": ((256, None, 256, 1, 32), (1024, None, 1024, 1, 128), (None, 16, 8192, 1, 1024)),
+    "channels_last_single": ((256, None, 256, 1, 32), (1024, None, 1024, 1, 128), (None, 8, 8192, 1, 1024)),
+    "channels_last_double": ((128, None, 128, 1, 32), (512, None, 512, 1, 128), (None, 4, 4096, 1, 1024)),
+    "strided_half": ((128, None, 1024, 1, 128), (None, 1, 1024, 1, 128)),
+    "strided_single": ((128, None, 1024, 1, 128), (None, 1, 1024, 1, 128)),
+    "strided_double": ((128, None, 512, 1, 128), (None, 1, 512, 1, 128)),
+}
 
-def layout_class(contiguous: bool, dtype: torch.dtype) -> str:
+
+def layout_class(contiguous: bool, dtype: torch.dtype, channels_last: bool = False) -> str:
     """The key of a problem in the tables."""
-    return ("contiguous" if contiguous else "strided") + {2: "_half", 4: "_single", 8: "_double"}[dtype.itemsize]
+    layout = "channels_last" if channels_last else "contiguous" if contiguous else "strided"
+    return layout + {2: "_half", 4: "_single", 8: "_double"}[dtype.itemsize]
