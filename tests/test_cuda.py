@@ -247,8 +247,8 @@ def overlap_calls(shapes, dtypes=(torch.float64, torch.float32, torch.bfloat16, 
         samples, classes, pixels = shape
         first_label = 1 if classes == 1 else 0
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        labels = torch.randint(first_label, min(classes, 99) + first_label, (samples, pixels), generator=generator)
-        labels.view(-1)[::3] = 100
+        labels = torch.randint(first_label, max(min(classes, 99), 1) + first_label, (samples, pixels), generator=generator)
+        labels.view(-1)[:: 3 if classes else 1] = 100
         labels = labels.to(label_dtypes[i % len(label_dtypes)])
         numbers = torch.rand(shape, generator=generator).to(dtype)
         numbers.view(-1)[::3] = 100
