@@ -62,7 +62,7 @@ def cuda_extensions() -> list[Extension]:
     except ImportError:
         print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
         return []
-    kernels = [f"csrc/cuda/{engine}.cu" for engine in ENGINES if (ROOT / f"csrc/cuda/{engine}.cu").exists()]
+    kernels = [f"csrc/cuda/{engine}.cu" for engine in ENGINES]
     headers = [header for header in HEADERS if not header.startswith("csrc/cpu/")]
     shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*headers, *kernels]}
     flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]

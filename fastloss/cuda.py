@@ -11,8 +11,8 @@ import contextlib
 import torch
 from torch import Tensor
 
-from . import _checks
-from .elementwise import MAX_DIMS, gradients
+from . import _checks, elementwise, overlap
+from .elementwise import MAX_DIMS
 from .engine import REDUCTIONS, accumulate_dtype, library
 from .row import forward_outputs, gradient_like
 
@@ -48,6 +48,17 @@ def _walk(*tensors: Tensor | None) -> tuple[tuple[int, ...], list[tuple[int, tup
         return (0,) * lost + ((int(t is not None and t.is_contiguous()),) if flat else (t.stride() if t is not None else (0,) * lead.dim()))
 
     return sizes, [(_address(t), strides(t)) for t in tensors]
+
+
+def _volume(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """The address of (N, C, S), or of the labels (N, S), and three strides."""
+    strides = tensor.stride()
+    return tensor.data_ptr(), strides if len(strides) == 3 else (strides[0], 0, strides[1])
+
+
+def _labels(input: Tensor, target: Tensor, first_label: int, ignore_index: int | None) -> tuple[int, bool, int, int | None]:
+    labels = target.dim() < input.dim()
+    return target.element_size() if labels else 0, target.dtype.is_signed, first_label, ignore_index
 
 
 class _Extension:
@@ -131,7 +142,7 @@ class _Extension:
         return loss, divisor
 
     def elementwise_backward(self, grad_loss, input, target, third, weight, divisor, functor, params, reduction, *wanted):
-        grads = gradients(input, target, third, wanted)
+        grads = elementwise.gradients(input, target, third, wanted)
         grad_each = grad_scalar = None
         if reduction != REDUCTIONS["none"]:
             grad_scalar = grad_loss.to(divisor.dtype)
@@ -148,6 +159,39 @@ class _Extension:
             )
         return grads
 
+    def overlap_forward(self, input, target, functor, params, first_label, ignore_index):
+        accumulate, scalar = accumulate_dtype(input.dtype), _SCALARS[input.dtype]
+        if target.dim() < input.dim():
+            _checks.labels_in_range(functor, target, input.shape[1] + first_label, -100 if ignore_index is None else ignore_index)
+        statistics = input.new_empty((*input.shape[:2], len(overlap.STATISTICS)), dtype=accumulate)
+        if not input.numel():
+            return statistics.zero_()
+        scratch = self.module.overlap_scratch(scalar, input.shape)
+        partial = statistics.new_empty(scratch) if scratch else None
+        stream, device = self._on(input)
+        with device:
+            self.module.overlap_forward(
+                functor, scalar, input.shape, _volume(input), _volume(target), _labels(input, target, first_label, ignore_index), params,
+                _address(statistics), _address(partial), stream,
+            )
+        return statistics
+
+    def overlap_backward(self, grad, input, target, functor, params, first_label, ignore_index, want_input, want_target):
+        grads = overlap.gradients(input, target, want_input, want_target)
+        if not input.numel():
+            return grads
+        grad = grad.contiguous()
+        if grad.data_ptr() % 16:  # the kernels read packs of it
+            grad = grad.clone()
+        stream, device = self._on(input)
+        with device:
+            self.module.overlap_backward(
+                functor, _SCALARS[input.dtype], input.shape, _volume(input), _volume(target),
+                _labels(input, target, first_label, ignore_index), params, _address(grad),
+                *(_volume(made) if want else (0, (0, 0, 0)) for made, want in zip(grads, (want_input, want_target))), stream,
+            )
+        return grads
+
 
 def _register() -> None:
     from importlib import import_module
@@ -157,7 +201,10 @@ def _register() -> None:
             extension = _Extension(import_module(f"fastloss.{name}"), device)
         except ImportError:  # not built here; _backends.unavailable tells the user
             continue
-        for op in ("row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward"):
+        for op in (
+            "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward", "overlap_forward",
+            "overlap_backward",
+        ):
             library.impl(f"{op}.cuda", getattr(extension, op), device.upper())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -15,7 +16,9 @@ import pytest
 import torch
 import triton
 
+from fastloss import cuda  # noqa: F401, registers the ops
 from fastloss import functional as F
+from fastloss import overlap
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -235,6 +238,56 @@ def run_elementwise(input, target, third, weight) -> list[torch.Tensor]:
     return found
 
 
+OVERLAP_PARAMS = {"sigmoid_focal": [0.25, 2.0], "softmax_focal": [2.0], "amplified": [10.0], "amplified_sigmoid": [7.0]}
+
+
+def overlap_calls(shapes, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
+    """Arguments of the op, memory ending where the tensors end: each functor, labels of every size and numbers, with what does not count."""
+    generator = torch.Generator().manual_seed(0)
+    label_dtypes = (torch.uint8, torch.int16, torch.int32, torch.int64, torch.int8)
+    for i, (shape, dtype) in enumerate(itertools.product(shapes, dtypes)):
+        samples, classes, pixels = shape
+        first_label = 1 if classes == 1 else 0
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        labels = torch.randint(first_label, max(min(classes, 99), 1) + first_label, (samples, pixels), generator=generator)
+        labels.view(-1)[:: 3 if classes else 1] = 100
+        labels = labels.to(label_dtypes[i % len(label_dtypes)])
+        numbers = torch.rand(shape, generator=generator).to(dtype)
+        numbers.view(-1)[::3] = 100
+        for functor in overlap.FUNCTORS:
+            settings = functor, OVERLAP_PARAMS.get(functor, []), first_label
+            yield x, labels, *settings, 100
+            yield x, numbers, *settings, None if functor in overlap._SOFTMAX else 100
+        # The classes side by side, labels of one sample for all, and packs that begin where none may.
+        yield x.mT.contiguous().mT, labels[:1].expand(samples, pixels), "softmax_focal", [2.0], first_label, 100
+        yield x[..., 1:], numbers[..., 1:].contiguous(), "sigmoid", [], first_label, 100
+
+
+def run_overlap(input, target, *settings) -> list[torch.Tensor]:
+    """The sums and the gradients of their weighted sum; of a target of labels, an empty one."""
+    ops, labels = torch.ops.fastloss, target.dim() < input.dim()
+    sums = ops.overlap_forward.cuda(input, target, *settings)
+    return [sums, *ops.overlap_backward.cuda(upstream_of(sums), input, target, *settings, True, not labels)]
+
+
+def upstream_of(sums: torch.Tensor) -> torch.Tensor:
+    return torch.randn(sums.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(sums.dtype)
+
+
+def test_overlap_sums_over_chunks_blocks_and_groups_of_classes():
+    """As the formula in float64: pixels of one chunk and of several a block, with sums that stay in shared memory and that do not."""
+    shapes = [(1, 1, 2049), (1, 32, 500), (1, 33, 1060), (20, 3, 300), (9, 70, 130)]
+    for input, target, functor, *rest in overlap_calls(shapes, (torch.float64, torch.float16)):
+        sums, *grads = run_overlap(input, target, functor, *rest)
+        leaves = [t.double().requires_grad_() for t in (input, target) if t.is_floating_point()]
+        truth = overlap.formula(functor, *rest, *leaves, *([target] if len(leaves) == 1 else []))
+        eps = torch.finfo(sums.dtype).eps
+        assert torch.allclose(sums.double(), truth, rtol=8 * eps, atol=4 * eps * input.shape[2])
+        wanted = torch.autograd.grad(truth, leaves, upstream_of(sums).double())
+        for got, want in zip(grads, wanted):
+            assert torch.allclose(got.double(), want, rtol=8 * eps + torch.finfo(got.dtype).eps / 2, atol=500 * eps)
+
+
 def test_order_of_threads_does_not_change_a_bit():
     from fastloss import _cuda_emulated as emulated
 
@@ -245,6 +298,7 @@ def test_order_of_threads_does_not_change_a_bit():
         blocks = [(torch.randn(70, 300), torch.randint(300, (70,)), {}), (torch.randn(3, 3000), torch.rand(3, 3000), {"z_loss": 0.1})]
         found = [out for call in (*small_calls(), *blocks) for out in run(*call)]
         found += [out for call in elementwise_calls() for out in run_elementwise(*call)]
+        found += [out for call in overlap_calls([(2, 3, 65), (1, 33, 600)]) for out in run_overlap(*call)]
         return [out.detach().reshape(-1).view(torch.uint8) for out in found]
 
     try:
@@ -293,9 +347,13 @@ for inplace in (False, True):
         test_cuda.run(*call, inplace=inplace)
 for call in test_cuda.elementwise_calls():
     test_cuda.run_elementwise(*call)
+for call in test_cuda.overlap_calls([(1, 1, 1), (2, 3, 7), (3, 2, 64), (0, 3, 5), (2, 0, 5), (2, 3, 0), (2, 33, 65), (1, 3, 1030)]):
+    test_cuda.run_overlap(*call)
 _checks.labels_in_range = lambda *_: None  # as on a GPU, where labels are not looked at beforehand
 loss, grad = test_cuda.run(torch.zeros(3, 5), torch.tensor([1, 5, -7]), {"reduction": "none", "weight": torch.ones(5)})
 assert loss.isnan().tolist() == [False, True, True] and grad.isnan().all(1).tolist() == [False, True, True], (loss, grad)
+sums, *_ = test_cuda.run_overlap(torch.zeros(1, 5, 3), torch.tensor([[1, 5, -7]]), "softmax_focal", [2.0], 0, None)
+assert sums[0, :, 3].tolist() == [0, 1, 0, 0, 0] and sums[0, :, 7].tolist() == [3] * 5, sums  # an element has no class
 print("calls:", 2 * len(calls))
 if sys.argv[3] == "past the end":
     loss = torch.zeros(3, 5)

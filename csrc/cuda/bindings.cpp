@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,6 +19,8 @@ namespace {
 
 using fastloss::ElementwiseCall;
 using fastloss::ElementwiseLaunch;
+using fastloss::OverlapCall;
+using fastloss::OverlapLaunch;
 using fastloss::RowCall;
 using fastloss::RowLaunch;
 using Address = uintptr_t;
@@ -144,6 +147,47 @@ void elementwise_backward(const std::string& functor, int scalar, const Sizes& s
   fastloss::elementwise_backward(call, launch);
 }
 
+// bytes of a label, 0 for numbers; whether it is signed; first_label, ignore_index
+using Labels = std::tuple<int, bool, int64_t, std::optional<int64_t>>;
+
+OverlapCall describe(const Sizes& sizes, const Given& input, const Given& target, const Labels& labels, const std::vector<double>& params) {
+  auto call = with_params<OverlapCall>(params);
+  std::tie(call.samples, call.classes, call.pixels) = std::tuple_cat(sizes);
+  call.input = pointer(input.first);
+  std::copy(input.second.begin(), input.second.end(), call.input_strides);
+  call.target = pointer(target.first);
+  std::copy(target.second.begin(), target.second.end(), call.target_strides);
+  call.label_bytes = std::get<0>(labels);
+  call.label_signed = std::get<1>(labels);
+  call.first_label = std::get<2>(labels);
+  call.has_ignore = std::get<3>(labels).has_value();
+  call.ignore_index = std::get<3>(labels).value_or(0);
+  return call;
+}
+
+void overlap_forward(const std::string& functor, int scalar, const Sizes& sizes, const Given& input, const Given& target,
+                     const Labels& labels, const std::vector<double>& params, Address statistics, Address partial, Address stream) {
+  const OverlapCall call = describe(sizes, input, target, labels, params);
+  const OverlapLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), pointer(statistics), pointer(partial),
+                             pointer(stream)};
+  const pybind11::gil_scoped_release release;
+  fastloss::overlap_forward(call, launch);
+}
+
+void overlap_backward(const std::string& functor, int scalar, const Sizes& sizes, const Given& input, const Given& target,
+                      const Labels& labels, const std::vector<double>& params, Address grad_statistics, const Given& grad_input,
+                      const Given& grad_target, Address stream) {
+  OverlapCall call = describe(sizes, input, target, labels, params);
+  call.grad_statistics = pointer(grad_statistics);
+  call.grad_input = pointer(grad_input.first);
+  std::copy(grad_input.second.begin(), grad_input.second.end(), call.grad_strides);
+  call.grad_target = pointer(grad_target.first);
+  std::copy(grad_target.second.begin(), grad_target.second.end(), call.grad_target_strides);
+  const OverlapLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, nullptr, pointer(stream)};
+  const pybind11::gil_scoped_release release;
+  fastloss::overlap_backward(call, launch);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(FASTLOSS_MODULE, module) {
@@ -152,6 +196,11 @@ PYBIND11_MODULE(FASTLOSS_MODULE, module) {
   module.def("row_backward", row_backward);
   module.def("elementwise_forward", elementwise_forward);
   module.def("elementwise_backward", elementwise_backward);
+  module.def("overlap_scratch", [](int scalar, const Sizes& sizes) {
+    return fastloss::overlap_scratch(static_cast<fastloss::Scalar>(scalar), sizes[0], sizes[1], sizes[2]);
+  });
+  module.def("overlap_forward", overlap_forward);
+  module.def("overlap_backward", overlap_backward);
 #if defined(FASTLOSS_EMULATED)
   module.def("set_order", [](uint64_t seed) { fastloss::simt::order_seed = seed; },
              "Seed the order in which the threads of a block run between two barriers; 0: their natural order.");

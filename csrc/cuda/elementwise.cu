@@ -3,8 +3,6 @@
 // A thread takes 16-byte packs of neighbouring elements where the layout of every operand allows, else a few single elements,
 // whose places it finds by division. Each block leaves one partial sum of losses, and a last block adds these in a fixed order:
 // the same bits from run to run. Results are contiguous.
-#include "../elementwise.h"
-#include "kernels.h"
 #include "launch.h"
 
 namespace fastloss {
@@ -62,13 +60,10 @@ __device__ __forceinline__ const T* locate(const Operand& operand, const Place& 
 template <class T>
 struct Neighbours {
   static constexpr int kCount = Pack<T>::kCount;
-  // Words of a register's size, since the compiler would take an array of T apart beside the load.
-  using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   struct Held {
-    Pack<Word> pack;
+    Words<T> words;
     T shared;  // where the operand steps by 0
   };
-  static constexpr int kBits = 8 * sizeof(T), kInWord = sizeof(Word) / sizeof(T);
 
   int64_t first;
   Place place;
@@ -82,7 +77,7 @@ struct Neighbours {
     if (operand.data == nullptr) return held;
     const T* from = locate<T>(operand, place);
     if (operand.strides[kMaxDims - 1] != 0) {
-      load_pack(reinterpret_cast<const Word*>(from), held.pack);
+      held.words.load(from);
     } else {
       held.shared = *from;
     }
@@ -93,12 +88,7 @@ struct Neighbours {
     const bool each = operand.strides[kMaxDims - 1] != 0;
     const AccOf<T> shared = operand.data ? widen(held.shared) : absent;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const Word word = held.pack.values[i / kInWord] >> (i % kInWord * kBits);
-      T value;
-      memcpy(&value, &word, sizeof(T));
-      values[i] = each ? widen(value) : shared;
-    }
+    for (int i = 0; i < kCount; ++i) values[i] = each ? widen(held.words.get(i)) : shared;
   }
 
   __device__ void store(T* to, const AccOf<T> (&values)[kCount]) const {
@@ -246,16 +236,6 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Elementwise
   });
 }
 
-// Whether an operand is all packs: of one number, or of neighbours at aligned addresses.
-bool in_packs(const Operand& operand, const int64_t* sizes, int64_t pack) {
-  const int64_t step = operand.strides[kMaxDims - 1];
-  if (step != 1) return step == 0;
-  for (int d = 0; d < kMaxDims - 1; ++d) {
-    if (sizes[d] > 1 && operand.strides[d] % pack != 0) return false;
-  }
-  return reinterpret_cast<uintptr_t>(operand.data) % 16 == 0;
-}
-
 Walk walk(const ElementwiseCall& call, int64_t pack) {
   const int64_t* sizes = call.sizes;
   Walk walk{{sizes[0], sizes[1], sizes[2]}, sizes[0] * sizes[1] * sizes[2], 0, sizes[0] * sizes[1] == 1, false,
@@ -286,12 +266,7 @@ void run(bool forward, const ElementwiseCall& call, const ElementwiseLaunch& lau
 
 template <class F>
 void choose(bool forward, const ElementwiseCall& call, const ElementwiseLaunch& launch) {
-  switch (launch.scalar) {
-    case Scalar::kFloat: return run<float, F>(forward, call, launch);
-    case Scalar::kDouble: return run<double, F>(forward, call, launch);
-    case Scalar::kBFloat16: return run<__nv_bfloat16, F>(forward, call, launch);
-    case Scalar::kHalf: return run<__half, F>(forward, call, launch);
-  }
+  with_type(launch.scalar, [&](auto zero) { run<decltype(zero), F>(forward, call, launch); });
 }
 
 void dispatch(bool forward, const ElementwiseCall& call, const ElementwiseLaunch& launch) {

@@ -1,7 +1,8 @@
-// What row.cu and elementwise.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
+// What row.cu, elementwise.cu and overlap.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
 #pragma once
 
 #include "../elementwise.h"
+#include "../overlap.h"
 #include "../row.h"
 
 namespace fastloss {
@@ -26,12 +27,26 @@ struct ElementwiseLaunch {
   void* stream;
 };
 
+struct OverlapLaunch {
+  const char* functor;
+  Scalar scalar;
+  void* statistics;  // forward: acc (samples, classes, kStatistics)
+  void* partial;     // forward: acc, overlap_scratch() entries; null where that is 0
+  void* stream;
+};
+
 int64_t max_blocks();
+// How many numbers of scratch a forward needs.
+int64_t overlap_scratch(Scalar scalar, int64_t samples, int64_t classes, int64_t pixels);
+
 
 // All throw std::runtime_error with the driver's words when a launch fails.
 void row_forward(const RowCall& call, const RowLaunch& launch);
 void row_backward(const RowCall& call, const RowLaunch& launch);
 void elementwise_forward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
 void elementwise_backward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
+// No size of these two is 0.
+void overlap_forward(const OverlapCall& call, const OverlapLaunch& launch);
+void overlap_backward(const OverlapCall& call, const OverlapLaunch& launch);
 
 }  // namespace fastloss

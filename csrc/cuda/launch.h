@@ -1,6 +1,7 @@
-// How a call becomes launches: the grid, the start of a kernel, and the sum of what the blocks of a grid left.
+// How a call becomes launches: the type of the numbers, the grid, the start of a kernel, and the sum of what the blocks of a grid left.
 #pragma once
 
+#include "kernels.h"
 #include "sweep.h"
 
 namespace fastloss {
@@ -20,6 +21,27 @@ void start(void (*kernel)(Parameters...), int64_t blocks, int threads, void*, Ar
   simt::launch(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads), arguments...);
 }
 #endif
+
+// visit() a number of the type.
+template <class Visit>
+void with_type(Scalar scalar, Visit visit) {
+  switch (scalar) {
+    case Scalar::kFloat: return visit(float{});
+    case Scalar::kDouble: return visit(double{});
+    case Scalar::kBFloat16: return visit(__nv_bfloat16{});
+    case Scalar::kHalf: return visit(__half{});
+  }
+}
+
+// Whether an operand is all packs: of one number, or of neighbours at aligned addresses.
+inline bool in_packs(const Operand& operand, const int64_t* sizes, int64_t pack) {
+  const int64_t step = operand.strides[kMaxDims - 1];
+  if (step != 1) return step == 0;
+  for (int d = 0; d < kMaxDims - 1; ++d) {
+    if (sizes[d] > 1 && operand.strides[d] % pack != 0) return false;
+  }
+  return reinterpret_cast<uintptr_t>(operand.data) % 16 == 0;
+}
 
 struct Grid {
   int64_t blocks;

@@ -1,7 +1,6 @@
 // The row engine on CUDA devices; compiled by the host compiler, host_simt.h runs the same kernels on CPU tensors.
 //
 // Each block leaves one partial sum of losses, and a last block adds these in a fixed order: the same bits from run to run.
-#include "kernels.h"
 #include "launch.h"
 
 namespace fastloss {
@@ -259,12 +258,7 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
     start(finish_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(grid.blocks),
           call.reduction, call.zero_empty != 0, static_cast<AccOf<T>*>(call.divisor), loss);
   };
-  switch (launch.loss_scalar) {
-    case Scalar::kFloat: return finish(static_cast<float*>(launch.loss));
-    case Scalar::kDouble: return finish(static_cast<double*>(launch.loss));
-    case Scalar::kBFloat16: return finish(static_cast<__nv_bfloat16*>(launch.loss));
-    case Scalar::kHalf: return finish(static_cast<__half*>(launch.loss));
-  }
+  with_type(launch.loss_scalar, [&](auto zero) { finish(static_cast<decltype(zero)*>(launch.loss)); });
 }
 
 template <class F>
@@ -279,12 +273,7 @@ void choose(bool forward, const RowCall& call, const RowLaunch& launch) {
     }
     run<T, F, false, false>(forward, call, launch);
   };
-  switch (launch.scalar) {
-    case Scalar::kFloat: return typed(float{});
-    case Scalar::kDouble: return typed(double{});
-    case Scalar::kBFloat16: return typed(__nv_bfloat16{});
-    case Scalar::kHalf: return typed(__half{});
-  }
+  with_type(launch.scalar, typed);
 }
 
 void dispatch(bool forward, const RowCall& call, const RowLaunch& launch) {

@@ -79,6 +79,29 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T>& from) {
 #endif
 }
 
+// A pack as words of a register's size, since the compiler would take an array of T apart beside the load: any use there would wait
+// for it before the next load begins.
+template <class T>
+struct Words {
+  using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  static constexpr int kBits = 8 * sizeof(T), kInWord = sizeof(Word) / sizeof(T);
+  Pack<Word> pack;
+
+  __device__ void load(const T* from) { load_pack(reinterpret_cast<const Word*>(from), pack); }
+  __device__ T get(int i) const {
+    const Word word = pack.values[i / kInWord] >> (i % kInWord * kBits);
+    T value;
+    memcpy(&value, &word, sizeof(T));
+    return value;
+  }
+  // Once for each i, into words of 0.
+  __device__ void set(int i, T value) {
+    Word word = 0;
+    memcpy(&word, &value, sizeof(T));
+    pack.values[i / kInWord] |= word << (i % kInWord * kBits);
+  }
+};
+
 // Compensated sum: the error does not grow with the number of terms.
 template <class A>
 struct Sum {
@@ -89,6 +112,10 @@ struct Sum {
     const A back = sum - high;
     low += (high - (sum - back)) + (x - back);
     high = sum;
+  }
+  __device__ void merge(const Sum& other) {
+    add(other.high);
+    low += other.low;
   }
   // An infinite sum has a NaN for its error.
   __device__ A total() const { return low - low == A(0) ? high + low : high; }
