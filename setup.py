@@ -42,12 +42,12 @@ def cpu_extensions() -> list[Extension]:
         "depends": HEADERS,
     }
     extensions = [
-        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp"], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
+        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", "csrc/cpu/box_ops.cpp"], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
                   libraries=["torch_cpu", "c10"], **shared)
     ]
     for name, flags in sets.items():
         extensions.append(
-            Extension(f"fastloss._cpu_{name}", [f"csrc/cpu/{stem}.cpp" for stem in ("kernels", "row", "elementwise")],
+            Extension(f"fastloss._cpu_{name}", [f"csrc/cpu/{stem}.cpp" for stem in ("kernels", "row", "elementwise", "box")],
                       extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"], **shared)
         )
     return extensions
@@ -60,7 +60,7 @@ def cuda_extensions() -> list[Extension]:
     except ImportError:
         print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
         return []
-    kernels = ["csrc/cuda/row.cu", "csrc/cuda/elementwise.cu"]
+    kernels = ["csrc/cuda/row.cu", "csrc/cuda/elementwise.cu", "csrc/cuda/box.cu"]
     headers = [header for header in HEADERS if not header.startswith("csrc/cpu/")]
     shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*headers, *kernels]}
     flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]

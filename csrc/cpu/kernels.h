@@ -1,6 +1,7 @@
 // What one instruction set's library offers to ops.cpp: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
+#include "../box.h"
 #include "../elementwise.h"
 #include "../row.h"
 
@@ -19,6 +20,14 @@ void row_backward(const RowCall&, Scalar, int functor, bool soft, int64_t begin,
 void elementwise_forward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end, double* sums);
 void elementwise_backward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end);
 
+// The box engine's into ranges of rows; the forward gives the sum of the losses of its range.
+void box_forward(const BoxCall&, Scalar, int functor, int64_t begin, int64_t end, double* sum);
+void box_backward(const BoxCall&, Scalar, int functor, int64_t begin, int64_t end);
+// Of a matrix of scores into ranges of rows, and for the gradient of the second set into ranges of columns.
+void box_pairs_forward(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+void box_pairs_backward_first(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+void box_pairs_backward_second(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -27,6 +36,11 @@ struct Kernels {
   decltype(&kernel::row_backward) row_backward;
   decltype(&kernel::elementwise_forward) elementwise_forward;
   decltype(&kernel::elementwise_backward) elementwise_backward;
+  decltype(&kernel::box_forward) box_forward;
+  decltype(&kernel::box_backward) box_backward;
+  decltype(&kernel::box_pairs_forward) box_pairs_forward;
+  decltype(&kernel::box_pairs_backward_first) box_pairs_backward_first;
+  decltype(&kernel::box_pairs_backward_second) box_pairs_backward_second;
 };
 
 }  // namespace fastloss
