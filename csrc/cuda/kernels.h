@@ -1,6 +1,7 @@
-// What row.cu and elementwise.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
+// What the engines' sources offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
 #pragma once
 
+#include "../box.h"
 #include "../elementwise.h"
 #include "../row.h"
 
@@ -26,6 +27,13 @@ struct ElementwiseLaunch {
   void* stream;
 };
 
+struct BoxLaunch {
+  const char* functor;
+  Scalar scalar;
+  void* partial;  // forward with a reduction: acc, 2 * max_blocks() entries of scratch
+  void* stream;
+};
+
 int64_t max_blocks();
 
 // All throw std::runtime_error with the driver's words when a launch fails.
@@ -33,5 +41,9 @@ void row_forward(const RowCall& call, const RowLaunch& launch);
 void row_backward(const RowCall& call, const RowLaunch& launch);
 void elementwise_forward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
 void elementwise_backward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
+void box_forward(const BoxCall& call, const BoxLaunch& launch);
+void box_backward(const BoxCall& call, const BoxLaunch& launch);
+void box_pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch);
+void box_pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch);
 
 }  // namespace fastloss
