@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.registry import LOSSES, Loss
@@ -138,6 +139,58 @@ class ElementwiseWorkload(Workload):
         return functools.partial(self.about.function, **params, **self.options, backend="eager")
 
 
+@dataclass(frozen=True)
+class BoxWorkload(Workload):
+    """A row of the table for a loss of the box engine: `shape` is of the losses."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Both sets of four coordinates read forward and backward, the gradient of the first written."""
+        return 5 * 4 * self.elements * getattr(torch, self.dtype).itemsize
+
+    def check_case(self, rows: int = 5000) -> BoxCase:
+        """The same call on few boxes, for the correctness check."""
+        return BoxCase(loss=self.loss, shape=(min(self.elements, rows),), dtype=self.dtype, **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both sets, the same on every run."""
+        first, second = PAIRS["random"](self.shape, torch.Generator().manual_seed(0))
+        return first.to(getattr(torch, self.dtype)), second.to(getattr(torch, self.dtype))
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The loss as torchvision computes it."""
+        return functools.partial(_box_loss_in_torch, self.loss)
+
+
+def _box_loss_in_torch(loss: str, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    boxes1, boxes2 = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (boxes1, boxes2))
+    x1, y1, x2, y2 = boxes1.unbind(-1)
+    u1, v1, u2, v2 = boxes2.unbind(-1)
+    left, right, top, bottom = torch.max(x1, u1), torch.min(x2, u2), torch.max(y1, v1), torch.min(y2, v2)
+    inter, meet = torch.zeros_like(x1), (bottom > top) & (right > left)
+    inter[meet] = (right[meet] - left[meet]) * (bottom[meet] - top[meet])
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
+    iou = inter / (union + eps)
+    value = 1 - iou
+    width, height = torch.max(x2, u2) - torch.min(x1, u1), torch.max(y2, v2) - torch.min(y1, v1)
+    if loss == "generalized_box_iou":
+        value = value + (width * height - union) / (width * height + eps)
+    elif loss != "box_iou":
+        across, down = (x1 + x2) / 2 - (u1 + u2) / 2, (y1 + y2) / 2 - (v1 + v2) / 2
+        value = value + (across**2 + down**2) / (width**2 + height**2 + eps)
+    if loss == "complete_box_iou":
+        v = 4 / torch.pi**2 * (torch.atan((u2 - u1) / (v2 - v1)) - torch.atan((x2 - x1) / (y2 - y1))) ** 2
+        with torch.no_grad():
+            alpha = v / (1 - iou + v + eps)
+        value = value + alpha * v
+    return value.mean()
+
+
 def _focal_in_torch(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
     p = torch.sigmoid(input)
     p_t = p * target + (1 - p) * (1 - target)
@@ -177,6 +230,12 @@ WORKLOADS = {
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()
             if about.engine == "elementwise"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            BoxWorkload(f"{name} {short} 2^18", loss=name, shape=(2**18,), dtype=dtype, options={"reduction": "mean"})
+            for name, about in LOSSES.items()
+            if about.engine == "box"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
     )

@@ -69,7 +69,7 @@ struct Overlap {
     whole = sum + eps;
     iou = quotient(inter, whole);
     const V apart = x.first * y.more_first + x.more_first * y.common + (x.second * y.more_second + x.more_second * y.common);
-    complement = select(less(V(0), inter), quotient(apart + eps, whole), V(1) - iou);
+    complement = select(less(V(0.5), iou), quotient(apart + eps, whole), V(1) - iou);
   }
 };
 

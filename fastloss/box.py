@@ -70,9 +70,9 @@ def overlap(boxes1: Tensor, boxes2: Tensor, eps_area: float) -> Overlap:
     inter = torch.where(meet, x.common * y.common, 0.0)
     union = x.first * y.first + x.second * y.second - inter
     iou = ratio(inter, union + eps_area)
-    # 1 - IoU of nearly equal boxes loses its digits.
+    # 1 - IoU of nearly equal boxes loses its digits, and so does the gradient of this form for boxes that hardly meet.
     apart = x.first * y.more_first + x.more_first * y.common + x.second * y.more_second + x.more_second * y.common
-    return Overlap(x, y, union, iou, torch.where(inter > 0, ratio(apart + eps_area, union + eps_area), 1 - iou))
+    return Overlap(x, y, union, iou, torch.where(iou > 0.5, ratio(apart + eps_area, union + eps_area), 1 - iou))
 
 
 def formula(

@@ -168,7 +168,8 @@ def _sizes(loss: str, a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]
         alpha = _over(0.41 * turn**2, below)
         steep = alpha * 4 + _over(0.41 * turn**2, below) * 2
         value = value + steep * math.pi
-        slope = slope + steep * sum(_over(torch.ones_like(turn), (w.abs().maximum(h.abs()))) for w, h in ((x.first, y.first), (x.second, y.second)))
+        longest = (x.first.abs().maximum(y.first.abs()), x.second.abs().maximum(y.second.abs()))
+        slope = slope + steep * sum(_over(torch.ones_like(turn), size) for size in longest)
     return value, slope
 
 

@@ -98,7 +98,7 @@ def _slopes(a, b, eps_area, eps, FN: tl.constexpr):
     whole = union + eps_area
     iou = quotient(inter, whole)
     apart = x[0] * more_y[0] + more_x[0] * common_y + (x[1] * more_y[1] + more_x[1] * common_y)
-    complement = tl.where(inter > 0, quotient(apart + eps_area, whole), 1.0 - iou)
+    complement = tl.where(iou > 0.5, quotient(apart + eps_area, whole), 1.0 - iou)
     value, by_inter, by_area, by_x, by_y = FN(x, y, union, complement, eps_area, eps)
     unit = quotient(tl.zeros_like(whole) + 1.0, whole)
     by_area += iou * unit
@@ -302,7 +302,8 @@ def pairs_configuration(dtype: torch.dtype) -> PairsConfiguration:
 
 
 def _constants(functor: str, dtype: torch.dtype, num_warps: int) -> dict:
-    return dict(FN=BOX[functor], ACC=tl.float64 if dtype == torch.float64 else tl.float32, num_warps=num_warps, **launch.registers(num_warps))
+    accumulate = tl.float64 if dtype == torch.float64 else tl.float32
+    return dict(FN=BOX[functor], ACC=accumulate, num_warps=num_warps, **launch.registers(num_warps))
 
 
 class _Call:

@@ -402,9 +402,9 @@ ELEMENTWISE = {
 }
 
 
-# The box engine. A functor takes of both axes the lengths `first` and `second`, the length of the enclosing interval `hull` and the distance
-# of the centres `offset`; the union's area, 1 - IoU, what is added to areas that divide, and to other denominators. It gives the penalty,
-# its derivatives with respect to the intersection's and either box's area, and those with respect to each axis's four lengths.
+# The box engine. A functor takes four lengths of either axis (of the first and the second box, of the enclosing interval, between the
+# centres), the union's area, 1 - IoU, what is added to areas that divide, and what to other denominators. It gives the penalty, its
+# derivatives with respect to the intersection's and to either box's area, and those with respect to each axis's four lengths.
 
 
 @triton.jit

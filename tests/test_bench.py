@@ -70,6 +70,10 @@ def test_bytes_of_element_wise_losses():
     assert WORKLOADS["gaussian_nll fp32 2^23"].bytes_moved == 7 * 2**23 * 4
 
 
+def test_bytes_of_box_losses():
+    assert WORKLOADS["box_iou fp32 2^18"].bytes_moved == 5 * 2**18 * 16
+
+
 def test_geometric_mean_of_the_element_wise_losses():
     names = [name for name, about in LOSSES.items() if about.engine == "elementwise"]
     rows = [{"name": f"{n} fp32 2^23", "loss": n, "dtype": "float32", "speedup_eager": 2.0 if i % 2 else 8.0} for i, n in enumerate(names)]

@@ -134,7 +134,10 @@ struct Apart {
       box.y2.store(&values[3 * stride + i]);
     });
   }
-  Box<V> at(int64_t i) const { return {V::loadu(&values[i]), V::loadu(&values[stride + i]), V::loadu(&values[2 * stride + i]), V::loadu(&values[3 * stride + i])}; }
+  Box<V> at(int64_t i) const {
+    const A* from = &values[i];
+    return {V::loadu(from), V::loadu(from + stride), V::loadu(from + 2 * stride), V::loadu(from + 3 * stride)};
+  }
   // One box in every lane.
   Box<V> everywhere(int64_t i) const { return {V(values[i]), V(values[stride + i]), V(values[2 * stride + i]), V(values[3 * stride + i])}; }
 };

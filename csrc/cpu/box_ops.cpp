@@ -36,7 +36,8 @@ Call with_boxes(const Tensor& boxes1, const Tensor& boxes2, at::ArrayRef<double>
 
 BoxCall describe(const Tensor& boxes1, const Tensor& boxes2, at::ArrayRef<double> params, int64_t reduction) {
   auto call = with_boxes<BoxCall>(boxes1, boxes2, params);
-  TORCH_CHECK(boxes1.sizes() == boxes2.sizes(), "box engine: wanted as many boxes in both sets, got ", boxes1.sizes(), " and ", boxes2.sizes());
+  TORCH_CHECK(boxes1.sizes() == boxes2.sizes(), "box engine: wanted as many boxes in both sets, got ", boxes1.sizes(), " and ",
+              boxes2.sizes());
   call.reduction = static_cast<int>(reduction);
   return call;
 }
@@ -111,7 +112,9 @@ Tensor box_pairs_forward(const Tensor& boxes1, const Tensor& boxes2, c10::string
   advise_huge_pages(score);
   call.score = score.data_ptr();
   if (call.columns == 0) return score;
-  each_piece(call.rows, [&](int64_t begin, int64_t end) { kernels->box_pairs_forward(call, scalar, index, begin, end); }, grain(call.columns));
+  each_piece(call.rows, [&](int64_t begin, int64_t end) {
+    kernels->box_pairs_forward(call, scalar, index, begin, end);
+  }, grain(call.columns));
   return score;
 }
 
