@@ -198,6 +198,16 @@ def probabilities(name: str, input: Tensor) -> None:
             raise RuntimeError(f"{name}: all elements of input should be between 0 and 1, got {float(low)} to {float(high)}")
 
 
+def corners_in_order(name: str, boxes: Tensor) -> None:
+    """Assert that x1 <= x2 and y1 <= y2. Only for CPU tensors."""
+    if not _readable(boxes) or boxes.shape[-1] != 4:
+        return
+    low, high = boxes.detach()[..., :2], boxes.detach()[..., 2:]
+    for axis, letter in enumerate("xy"):
+        if not (high[..., axis] >= low[..., axis]).all():
+            raise AssertionError(f"{name}: bad box: {letter}1 larger than {letter}2")
+
+
 def not_negative(name: str, argument: str, tensor: Tensor) -> None:
     """Raise for a negative number. Only for CPU tensors."""
     if _readable(tensor) and tensor.detach().amin() < 0:

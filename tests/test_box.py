@@ -96,7 +96,7 @@ def test_nan_is_not_swallowed(loss, backend, reduction):
 
 @pytest.mark.slow
 def test_random_cases(loss, backend):
-    finding = run(loss, backend, examples=40 if backend in INTERPRETED else 400, seed=11)
+    finding = run(loss, backend, examples=24 if backend in INTERPRETED else 200, seed=11)
     assert finding is None, finding.script
 
 
@@ -417,18 +417,18 @@ def test_launchers_read_no_data(monkeypatch):
     ] * 2
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_order_of_programs_does_not_matter(monkeypatch, reduction):
     from fastloss.kernels import box
     from test_triton import same_in_any_order
 
     monkeypatch.setattr(box, "configuration", lambda *_: box.Configuration(16, 1))
     monkeypatch.setattr(box, "pairs_configuration", lambda *_: box.PairsConfiguration(4, 16, 1))
-    a, b = (boxes.requires_grad_() for boxes in pairs((70,), dtype=torch.float32))
+    a, b = (boxes.requires_grad_() for boxes in pairs((40,), dtype=torch.float32))
 
     def outputs():
         value = ours.generalized_box_iou_loss(a, b, reduction, backend="triton")
-        scores = ours.pairwise_box_iou(a[:21], b[:33], "ciou", backend="triton")
+        scores = ours.pairwise_box_iou(a[:7], b[:20], backend="triton")
         grads = torch.autograd.grad([value, scores], [a, b], [torch.ones_like(value), torch.ones_like(scores)])
         return [value.detach(), scores.detach(), *grads]
 
