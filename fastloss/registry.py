@@ -12,15 +12,16 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"box"``).
         function: the public function.
-        point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters.
+        point: the engine's point function in plain torch: of the log-probability (row), of the operands, or of the overlap (box), and of the
+            parameters.
         formula: one line of mathematics for tables.
         source: author, year, equation.
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
-            ``fastloss.elementwise_cases.DOMAINS``).
+            ``fastloss.elementwise_cases.DOMAINS``). Box: the two sets.
         optional: element-wise: whether the last operand may be left out.
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
