@@ -48,3 +48,28 @@ def dice_focal(input: Tensor, target: Tensor, gamma: float, activation: str) -> 
     ce = F.binary_cross_entropy_with_logits(input, y, reduction="none")
     focal = torch.exp(F.logsigmoid(-input * (y * 2 - 1)) * gamma) * ce
     return _dice_of(torch.sigmoid(input), y) + focal.mean()
+
+
+def box_loss(loss: str, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """torchvision's mean of a box loss."""
+    boxes1, boxes2 = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (boxes1, boxes2))
+    x1, y1, x2, y2 = boxes1.unbind(-1)
+    u1, v1, u2, v2 = boxes2.unbind(-1)
+    left, right, top, bottom = torch.max(x1, u1), torch.min(x2, u2), torch.max(y1, v1), torch.min(y2, v2)
+    inter, meet = torch.zeros_like(x1), (bottom > top) & (right > left)
+    inter[meet] = (right[meet] - left[meet]) * (bottom[meet] - top[meet])
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
+    iou = inter / (union + eps)
+    value = 1 - iou
+    width, height = torch.max(x2, u2) - torch.min(x1, u1), torch.max(y2, v2) - torch.min(y1, v1)
+    if loss == "generalized_box_iou":
+        value = value + (width * height - union) / (width * height + eps)
+    elif loss != "box_iou":
+        across, down = (x1 + x2) / 2 - (u1 + u2) / 2, (y1 + y2) / 2 - (v1 + v2) / 2
+        value = value + (across**2 + down**2) / (width**2 + height**2 + eps)
+    if loss == "complete_box_iou":
+        v = 4 / torch.pi**2 * (torch.atan((u2 - u1) / (v2 - v1)) - torch.atan((x2 - x1) / (y2 - y1))) ** 2
+        with torch.no_grad():
+            alpha = v / (1 - iou + v + eps)
+        value = value + alpha * v
+    return value.mean()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.overlap_cases import OverlapCase
@@ -179,6 +180,34 @@ class OverlapWorkload(Workload):
         return functools.partial(self.our_call, backend="eager")
 
 
+@dataclass(frozen=True)
+class BoxWorkload(Workload):
+    """A row of the table for a loss of the box engine: `shape` is of the losses."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Both sets of four coordinates read forward and backward, the gradient of the first written."""
+        return 5 * 4 * self.elements * getattr(torch, self.dtype).itemsize
+
+    def check_case(self, rows: int = 5000) -> BoxCase:
+        """The same call on few boxes, for the correctness check."""
+        return BoxCase(loss=self.loss, shape=(min(self.elements, rows),), dtype=self.dtype, **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Both sets, the same on every run."""
+        first, second = PAIRS["random"](self.shape, torch.Generator().manual_seed(0))
+        return first.to(getattr(torch, self.dtype)), second.to(getattr(torch, self.dtype))
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The loss as torchvision computes it."""
+        return functools.partial(rivals.box_loss, self.loss)
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -223,6 +252,12 @@ WORKLOADS = {
                             eager_ratio=5.0 if name in _MONAI and dtype == "float32" else None)
             for name, about in LOSSES.items()
             if about.engine == "overlap"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            BoxWorkload(f"{name} {short} 2^18", loss=name, shape=(2**18,), dtype=dtype, options={"reduction": "mean"})
+            for name, about in LOSSES.items()
+            if about.engine == "box"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
     )

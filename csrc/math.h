@@ -31,6 +31,8 @@ FL_HD float expm1(float x) { return ::expm1f(x); }
 FL_HD double expm1(double x) { return ::expm1(x); }
 FL_HD float tanh(float x) { return ::tanhf(x); }
 FL_HD double tanh(double x) { return ::tanh(x); }
+FL_HD float atan(float x) { return ::atanf(x); }
+FL_HD double atan(double x) { return ::atan(x); }
 
 FL_HD float sqrt(float x) { return ::sqrtf(x); }
 FL_HD double sqrt(double x) { return ::sqrt(x); }
@@ -63,6 +65,12 @@ struct Slope {
 template <class V>
 FL_HD V at_least(V low, V x) {
   return select(less(x, low), low, x);
+}
+
+// The smaller of the two; a when either is NaN.
+template <class V>
+FL_HD V smaller(V a, V b) {
+  return select(less(b, a), b, a);
 }
 
 // -1, 0 or 1; 0 for NaN.

@@ -256,7 +256,8 @@ def explain(function: Callable, *args, **kwargs) -> Explanation:
         return f"{asked} was asked for" if asked != "auto" else f"{chosen} comes first"
 
     notes = []
-    differentiated = [n for n, t in list(tensors.items())[1:] if t.requires_grad]
+    by_kernels = () if loss.engine == "row" else loss.operands
+    differentiated = [n for n, t in list(tensors.items())[1:] if t.requires_grad and n not in by_kernels]
     if differentiated and chosen not in (None, "eager") and torch.is_grad_enabled():
         notes.append(f"{' and '.join(differentiated)} requires grad: the backward pass runs in eager")
     return Explanation(

@@ -161,6 +161,33 @@ def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) 
     return labels, dtype, torch.float32 if autocast else dtype
 
 
+def boxes(name: str, boxes1: Tensor, boxes2: Tensor, pairs: bool = False) -> tuple[torch.dtype, torch.Size]:
+    """Check two sets of boxes; gives the dtype to compute in and the shape of the losses.
+
+    Numbers that are not floating point become float32. `pairs` wants (N, 4) and (M, 4).
+    """
+    for argument, tensor in (("boxes1", boxes1), ("boxes2", boxes2)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+        wanted = "(N, 4)" if pairs else "(..., 4)"
+        if not tensor.shape or tensor.shape[-1] != 4 or (pairs and tensor.dim() != 2):
+            raise ValueError(f"{name}: {argument} must have shape {wanted}, (x1, y1, x2, y2) of each box, got {tuple(tensor.shape)}")
+        if tensor.dtype not in FLOATING and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            raise NotImplementedError(f"{name}: {argument} must be float32, float64, bfloat16, float16 or integers, got {tensor.dtype}")
+    if boxes1.device != boxes2.device:
+        raise RuntimeError(f"{name}: expected all tensors on one device, but boxes1 is on {boxes1.device} and boxes2 on {boxes2.device}")
+    dtype = boxes1.dtype if boxes1.dtype == boxes2.dtype else torch.promote_types(boxes1.dtype, boxes2.dtype)
+    shape = boxes1.shape[:-1]
+    if not pairs and boxes2.shape != boxes1.shape:
+        try:
+            shape = torch.broadcast_shapes(shape, boxes2.shape[:-1])
+        except RuntimeError:
+            raise RuntimeError(
+                f"{name}: boxes1 of shape {tuple(boxes1.shape)} and boxes2 of shape {tuple(boxes2.shape)} do not broadcast"
+            ) from None
+    return dtype if dtype.is_floating_point else torch.float32, shape
+
+
 def warn(message: str, depth: int = 0) -> None:
     """Warn the caller of the public function, `depth` calls above; not while compiling, which a warning would break."""
     if not torch.compiler.is_compiling():
@@ -201,6 +228,16 @@ def probabilities(name: str, input: Tensor) -> None:
         low, high = torch.aminmax(input.detach())
         if not (low >= 0 and high <= 1):
             raise RuntimeError(f"{name}: all elements of input should be between 0 and 1, got {float(low)} to {float(high)}")
+
+
+def corners_in_order(name: str, boxes: Tensor) -> None:
+    """Assert that x1 <= x2 and y1 <= y2. Only for CPU tensors."""
+    if not _readable(boxes) or boxes.shape[-1] != 4:
+        return
+    low, high = boxes.detach()[..., :2], boxes.detach()[..., 2:]
+    for axis, letter in enumerate("xy"):
+        if not (high[..., axis] >= low[..., axis]).all():
+            raise AssertionError(f"{name}: bad box: {letter}1 larger than {letter}2")
 
 
 def not_negative(name: str, argument: str, tensor: Tensor) -> None:

@@ -42,6 +42,8 @@ _FULL_ELEMENTWISE = "gaussian_nll"
 OVERLAP_VARIANTS = ("plain", "dense", "views")
 _FULL_OVERLAP = "softmax_focal"
 _ALIGNED = ("plain", "dense")
+# Of the box engine: contiguous with a gradient to the first set; views with a gradient to both, a loss for each row, and all pairs.
+BOX_VARIANTS = ("plain", "full")
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -235,6 +237,29 @@ def _overlap_launches(functor: str, variant: str, dtype: torch.dtype, layout: st
     overlap.overlap_backward(sums, input, target, *settings, True, not plain)
 
 
+def _box_cases(quick: bool) -> Iterator[_Case]:
+    from fastloss.kernels.functors import BOX
+
+    functors = list(BOX)[-1:] if quick else BOX
+    for functor, dtype, variant in itertools.product(functors, DTYPES[:2] if quick else DTYPES, BOX_VARIANTS):
+        launches = functools.partial(_box_launches, functor, variant, dtype)
+        yield _Case(functor, variant, dtype, variant == "plain", launches)
+
+
+def _box_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
+    from fastloss.kernels import box
+
+    full = variant == "full"
+    boxes = torch.empty(4, 1023, dtype=dtype, device="meta").t() if full else torch.empty(1 << 14, 4, dtype=dtype, device="meta")
+    settings = functor, [0.0, 1e-7]
+    reduction = REDUCTIONS["none" if full else "mean"]
+    loss = box.box_forward(boxes, boxes, *settings, reduction)
+    box.box_backward(loss, boxes, boxes, *settings, reduction, True, full)
+    if full:
+        score = box.box_pairs_forward(boxes, boxes, *settings)
+        box.box_pairs_backward(score, boxes, boxes, *settings, True, True)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
@@ -250,7 +275,7 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick)]
+    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):
         case.launch()

@@ -11,7 +11,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from . import _checks, elementwise, overlap
+from . import _checks, box, elementwise, overlap
 from .elementwise import MAX_DIMS
 from .engine import REDUCTIONS, accumulate_dtype, library
 from .row import forward_outputs, gradient_like
@@ -59,6 +59,11 @@ def _volume(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
 def _labels(input: Tensor, target: Tensor, first_label: int, ignore_index: int | None) -> tuple[int, bool, int, int | None]:
     labels = target.dim() < input.dim()
     return target.element_size() if labels else 0, target.dtype.is_signed, first_label, ignore_index
+
+
+def _boxes(boxes: Tensor) -> tuple[int, int, int]:
+    """Address and strides of (rows, 4)."""
+    return boxes.data_ptr(), boxes.stride(0) if boxes.shape[0] > 1 else 4, boxes.stride(1)
 
 
 class _Extension:
@@ -193,6 +198,57 @@ class _Extension:
         return grads
 
 
+    def box_forward(self, boxes1, boxes2, functor, params, reduction):
+        loss = box.forward_output(boxes1, reduction)
+        partial = None if reduction == REDUCTIONS["none"] else loss.new_empty(2 * self.module.MAX_BLOCKS)
+        stream, device = self._on(boxes1)
+        with device:
+            self.module.box_forward(
+                functor, _SCALARS[boxes1.dtype], len(boxes1), _boxes(boxes1), _boxes(boxes2), params, reduction, _address(loss),
+                _address(partial), stream,
+            )
+        return loss
+
+    def box_backward(self, grad_loss, boxes1, boxes2, functor, params, reduction, *wanted):
+        grads = box.gradients(boxes1, boxes2, wanted)
+        grad_loss = grad_loss.to(accumulate_dtype(boxes1.dtype))
+        each = reduction == REDUCTIONS["none"] and any(grad_loss.stride())
+        grad_loss = grad_loss.contiguous() if each else grad_loss
+        stream, device = self._on(boxes1)
+        with device:
+            self.module.box_backward(
+                functor, _SCALARS[boxes1.dtype], len(boxes1), _boxes(boxes1), _boxes(boxes2), params, reduction, _address(grad_loss),
+                int(each), *(_address(grad) if want else 0 for grad, want in zip(grads, wanted)), stream,
+            )
+        return grads
+
+    def box_pairs_forward(self, boxes1, boxes2, functor, params):
+        score = box.score_output(boxes1, boxes2)
+        stream, device = self._on(boxes1)
+        with device:
+            self.module.box_pairs_forward(
+                functor, _SCALARS[boxes1.dtype], *score.shape, _boxes(boxes1), _boxes(boxes2), params, _address(score), stream
+            )
+        return score
+
+    def box_pairs_backward(self, grad_score, boxes1, boxes2, functor, params, *wanted):
+        grads = box.gradients(boxes1, boxes2, wanted)
+        grad_score = grad_score.to(accumulate_dtype(boxes1.dtype)).contiguous()
+        stream, device = self._on(boxes1)
+        with device:
+            self.module.box_pairs_backward(
+                functor, _SCALARS[boxes1.dtype], *grad_score.shape, _boxes(boxes1), _boxes(boxes2), params, _address(grad_score),
+                *(_address(grad) if want else 0 for grad, want in zip(grads, wanted)), stream,
+            )
+        return grads
+
+
+_OPS = (
+    "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward",
+    "overlap_forward", "overlap_backward", "box_forward", "box_backward", "box_pairs_forward", "box_pairs_backward",
+)
+
+
 def _register() -> None:
     from importlib import import_module
 
@@ -201,10 +257,7 @@ def _register() -> None:
             extension = _Extension(import_module(f"fastloss.{name}"), device)
         except ImportError:  # not built here; _backends.unavailable tells the user
             continue
-        for op in (
-            "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward", "overlap_forward",
-            "overlap_backward",
-        ):
+        for op in _OPS:
             library.impl(f"{op}.cuda", getattr(extension, op), device.upper())
 
 

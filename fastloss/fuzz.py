@@ -23,8 +23,10 @@ from hypothesis import HealthCheck, Phase, assume, given, seed as with_seed, set
 from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
+from . import box_cases
 from . import elementwise_cases as elementwise
 from . import overlap_cases as overlap
+from .box_cases import BoxCase
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
 from .elementwise_cases import ElementwiseCase
 from .overlap_cases import OverlapCase
@@ -157,10 +159,28 @@ def _overlap_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bo
     return OverlapCase(**chosen)
 
 
-ENGINES = {"row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase)}
+@st.composite
+def _box_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> BoxCase:
+    about = LOSSES[loss]
+    chosen: dict = {"loss": loss, "shape": _any_shape(draw, (300 if small else MOST_ELEMENTS) // 4), "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(box_cases.PAIRS, "random", "lattice")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["layout2"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["broadcast"] = draw(st.sampled_from(_weighted(box_cases.SHAPES, "none")))
+    if "reduction" in allowed:
+        chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["gradients"] = draw(st.sampled_from(("all", "input")))
+    chosen["params"] = tuple((name, draw(_param(*bounds))) for name, bounds in about.params.items() if name in allowed)
+    return BoxCase(**chosen)
 
 
-def sample(loss: str, **choices) -> Case | ElementwiseCase | OverlapCase:
+ENGINES = {
+    "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
+    "box": (_box_cases, BoxCase),
+}
+
+
+def sample(loss: str, **choices) -> Case | ElementwiseCase | OverlapCase | BoxCase:
     """A plain case of a loss of any engine, for tests and benchmarks."""
     return ENGINES[LOSSES[loss].engine][1](**choices).of(loss)
 

@@ -12,7 +12,7 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``).
         function: the public function.
         formula: one line of mathematics for tables.
         source: author, year, equation.
@@ -21,7 +21,7 @@ class Loss:
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
-            ``fastloss.elementwise_cases.DOMAINS``).
+            ``fastloss.elementwise_cases.DOMAINS``). Box: the two sets.
         optional: element-wise: whether the last operand may be left out.
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.

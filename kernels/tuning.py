@@ -59,6 +59,19 @@ OVERLAP: dict[str, tuple[tuple[int | None, int | None, int, int, int], ...]] = {
     "strided_double": ((128, None, 512, 1, 128), (None, 1, 512, 1, 128)),
 }
 
+# The box kernels: (boxes of a program, threads), and of a matrix of scores (rows, columns, threads). A box is 16 bytes in single precision;
+# its loss takes up to 100 registers, so a thread has one or two of them. None has been timed on a GPU yet.
+BOX: dict[str, tuple[int, int]] = {
+    "contiguous_half": (256, 128),
+    "contiguous_single": (256, 128),
+    "contiguous_double": (128, 128),
+    "strided_half": (256, 128),
+    "strided_single": (256, 128),
+    "strided_double": (128, 128),
+}
+BOX_PAIRS: dict[int, tuple[int, int, int]] = {2: (4, 64, 128), 4: (4, 64, 128), 8: (4, 32, 128)}  # by bytes of a coordinate
+
+
 
 def layout_class(contiguous: bool, dtype: torch.dtype, channels_last: bool = False) -> str:
     """The key of a problem in the tables."""

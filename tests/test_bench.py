@@ -73,6 +73,10 @@ def test_bytes_of_overlap_losses():
     assert WORKLOADS["dice fp32 4x8x64^3"].bytes_moved == 3 * 4 * 8 * 64**3 * 4 + 2 * 8 * 4 * 64**3
 
 
+def test_bytes_of_box_losses():
+    assert WORKLOADS["box_iou fp32 2^18"].bytes_moved == 5 * 2**18 * 16
+
+
 def test_geometric_mean_of_the_element_wise_losses():
     names = [name for name, about in LOSSES.items() if about.engine == "elementwise"]
     rows = [{"name": f"{n} fp32 2^23", "loss": n, "dtype": "float32", "speedup_eager": 2.0 if i % 2 else 8.0} for i, n in enumerate(names)]

@@ -288,6 +288,30 @@ def test_overlap_sums_over_chunks_blocks_and_groups_of_classes():
             assert torch.allclose(got.double(), want, rtol=8 * eps + torch.finfo(got.dtype).eps / 2, atol=500 * eps)
 
 
+def box_calls():
+    """Boxes whose memory ends where the tensor ends, around packs and blocks: contiguous, misaligned, strided and repeated."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for rows in (0, 1, 2, 7, 130):
+            a, b = (torch.rand(rows, 4, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+            yield a, b
+            yield a[1:], b[:1].expand_as(a[1:])
+            yield torch.rand(4 * rows + 1, generator=generator).to(dtype)[1:].view(rows, 4), b.t().contiguous().t()
+
+
+def run_box(name, a, b) -> list[torch.Tensor]:
+    """The ops themselves with every reduction, and of all pairs."""
+    ops, found, settings = torch.ops.fastloss, [], (name, [1e-7, 1e-7])
+    for reduction in range(3):
+        loss = ops.box_forward.cuda(a, b, *settings, reduction)
+        grad = torch.ones((), dtype=loss.dtype).expand(loss.shape)
+        for upstream in (grad, grad.contiguous()):
+            found += ops.box_backward.cuda(upstream, a, b, *settings, reduction, True, True)
+        found.append(loss)
+    score = ops.box_pairs_forward.cuda(a, b[:40], *settings)
+    return [*found, score, *ops.box_pairs_backward.cuda(score, a, b[:40], *settings, True, True)]
+
+
 def test_order_of_threads_does_not_change_a_bit():
     from fastloss import _cuda_emulated as emulated
 
@@ -349,6 +373,9 @@ for call in test_cuda.elementwise_calls():
     test_cuda.run_elementwise(*call)
 for call in test_cuda.overlap_calls([(1, 1, 1), (2, 3, 7), (3, 2, 64), (0, 3, 5), (2, 0, 5), (2, 3, 0), (2, 33, 65), (1, 3, 1030)]):
     test_cuda.run_overlap(*call)
+for call in test_cuda.box_calls():
+    for name in ("box_iou", "complete_box_iou"):
+        test_cuda.run_box(name, *call)
 _checks.labels_in_range = lambda *_: None  # as on a GPU, where labels are not looked at beforehand
 loss, grad = test_cuda.run(torch.zeros(3, 5), torch.tensor([1, 5, -7]), {"reduction": "none", "weight": torch.ones(5)})
 assert loss.isnan().tolist() == [False, True, True] and grad.isnan().all(1).tolist() == [False, True, True], (loss, grad)

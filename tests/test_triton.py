@@ -57,7 +57,7 @@ def test_compiled_kernels_do_not_spill():
     rows = aot.rows(["sm_90", "gfx942"], quick=True)
     assert {(r["kernel"], r["variant"]) for r in rows} >= {
         (prefix + kernel, variant)
-        for prefix, variants in (("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS))
+        for prefix, variants in (("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("box_", aot.BOX_VARIANTS))
         for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
     }
     assert aot.check(rows) == []
@@ -75,7 +75,7 @@ def test_every_kernel_compiles_for_every_target():
     }
     assert found == {
         (target, functor, str(dtype).removeprefix("torch.")): count if functor in functors.FUNCTORS else 1
-        for target in aot.TARGETS for functor in (*functors.FUNCTORS, *functors.ELEMENTWISE) for dtype, count in tiles.items()
+        for target in aot.TARGETS for functor in (*functors.FUNCTORS, *functors.ELEMENTWISE, *functors.BOX) for dtype, count in tiles.items()
     }
     assert aot.check(rows) == []
 
@@ -319,6 +319,10 @@ def test_elementwise_positions(sizes):
 @pytest.fixture
 def traffic(monkeypatch):
     """Bytes that kernels load and store."""
+    return counted_traffic(monkeypatch)
+
+
+def counted_traffic(monkeypatch) -> Counter:
     moved = Counter()
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
@@ -413,6 +417,7 @@ def _vocabulary_kernel(x_ptr, y_ptr, FN: tl.constexpr, SIZE: tl.constexpr):
 @pytest.mark.parametrize(
     "name, low, high, reference",
     [
+        ("atan", -1.0, 1.0, numpy.arctan),
         ("tanh", -20.0, 20.0, numpy.tanh),
         ("tanh", -1e-3, 1e-3, numpy.tanh),
         ("tanh", 0.5, 0.75, numpy.tanh),

@@ -1,6 +1,7 @@
 // What one instruction set's library offers to the ops: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
+#include "../box.h"
 #include "../elementwise.h"
 #include "../overlap.h"
 #include "../row.h"
@@ -25,6 +26,13 @@ void elementwise_backward(const ElementwiseCall&, Scalar, int functor, int64_t b
 int64_t overlap_items(const OverlapCall&);
 bool overlap_forward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end, double* partials);
 void overlap_backward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end);
+// The box engine's into ranges of rows; the forward gives the sum of the losses of its range.
+void box_forward(const BoxCall&, Scalar, int functor, int64_t begin, int64_t end, double* sum);
+void box_backward(const BoxCall&, Scalar, int functor, int64_t begin, int64_t end);
+// Of a matrix of scores into ranges of rows, and for the gradient of the second set into ranges of columns.
+void box_pairs_forward(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+void box_pairs_backward_first(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+void box_pairs_backward_second(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
 
 }  // namespace kernel
 
@@ -37,6 +45,11 @@ struct Kernels {
   decltype(&kernel::overlap_items) overlap_items;
   decltype(&kernel::overlap_forward) overlap_forward;
   decltype(&kernel::overlap_backward) overlap_backward;
+  decltype(&kernel::box_forward) box_forward;
+  decltype(&kernel::box_backward) box_backward;
+  decltype(&kernel::box_pairs_forward) box_pairs_forward;
+  decltype(&kernel::box_pairs_backward_first) box_pairs_backward_first;
+  decltype(&kernel::box_pairs_backward_second) box_pairs_backward_second;
 };
 
 }  // namespace fastloss

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -49,10 +50,10 @@ void advise_huge_pages(const Tensor& t);
 
 // run(begin, end) over rows in pieces of a fixed size, so that what a piece computes does not depend on the threads.
 template <class Run>
-void each_piece(int64_t rows, const Run& run) {
-  const int64_t pieces = (rows + kGrain - 1) / kGrain;
+void each_piece(int64_t rows, const Run& run, int64_t grain = kGrain) {
+  const int64_t pieces = (rows + grain - 1) / grain;
   const auto piece = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run(i * kGrain, std::min(rows, (i + 1) * kGrain));
+    for (int64_t i = begin; i < end; ++i) run(i * grain, std::min(rows, (i + 1) * grain));
   };
   if (pieces <= 1) piece(0, pieces);
   else at::parallel_for(0, pieces, 1, piece);

@@ -16,6 +16,8 @@ template <class T>
 inline Vectorized<T> expm1(Vectorized<T> x) { return x.expm1(); }
 template <class T>
 inline Vectorized<T> tanh(Vectorized<T> x) { return x.tanh(); }
+template <class T>
+inline Vectorized<T> atan(Vectorized<T> x) { return x.atan(); }
 
 template <class T>
 inline Vectorized<T> sqrt(Vectorized<T> x) { return x.sqrt(); }

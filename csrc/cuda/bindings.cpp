@@ -17,6 +17,9 @@
 
 namespace {
 
+using fastloss::BoxCall;
+using fastloss::BoxLaunch;
+using fastloss::BoxPairsCall;
 using fastloss::ElementwiseCall;
 using fastloss::ElementwiseLaunch;
 using fastloss::OverlapCall;
@@ -188,6 +191,63 @@ void overlap_backward(const std::string& functor, int scalar, const Sizes& sizes
   fastloss::overlap_backward(call, launch);
 }
 
+// address, row stride and coordinate stride
+using GivenBoxes = std::tuple<Address, int64_t, int64_t>;
+
+fastloss::Boxes boxes(const GivenBoxes& given) { return {pointer(std::get<0>(given)), std::get<1>(given), std::get<2>(given)}; }
+
+template <class Call>
+Call describe(int64_t rows, const GivenBoxes& first, const GivenBoxes& second, const std::vector<double>& params) {
+  auto call = with_params<Call>(params);
+  call.rows = rows;
+  call.first = boxes(first);
+  call.second = boxes(second);
+  return call;
+}
+
+void box_forward(const std::string& functor, int scalar, int64_t rows, const GivenBoxes& first, const GivenBoxes& second,
+                 const std::vector<double>& params, int reduction, Address loss, Address partial, Address stream) {
+  auto call = describe<BoxCall>(rows, first, second, params);
+  call.reduction = reduction;
+  call.loss = pointer(loss);
+  const pybind11::gil_scoped_release release;
+  fastloss::box_forward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), pointer(partial), pointer(stream)});
+}
+
+void box_backward(const std::string& functor, int scalar, int64_t rows, const GivenBoxes& first, const GivenBoxes& second,
+                  const std::vector<double>& params, int reduction, Address grad_loss, int64_t grad_stride, Address grad_first,
+                  Address grad_second, Address stream) {
+  auto call = describe<BoxCall>(rows, first, second, params);
+  call.reduction = reduction;
+  call.grad_loss = pointer(grad_loss);
+  call.grad_stride = grad_stride;
+  call.grad_first = pointer(grad_first);
+  call.grad_second = pointer(grad_second);
+  const pybind11::gil_scoped_release release;
+  fastloss::box_backward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
+}
+
+void box_pairs_forward(const std::string& functor, int scalar, int64_t rows, int64_t columns, const GivenBoxes& first,
+                       const GivenBoxes& second, const std::vector<double>& params, Address score, Address stream) {
+  auto call = describe<BoxPairsCall>(rows, first, second, params);
+  call.columns = columns;
+  call.score = pointer(score);
+  const pybind11::gil_scoped_release release;
+  fastloss::box_pairs_forward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
+}
+
+void box_pairs_backward(const std::string& functor, int scalar, int64_t rows, int64_t columns, const GivenBoxes& first,
+                        const GivenBoxes& second, const std::vector<double>& params, Address grad_score, Address grad_first,
+                        Address grad_second, Address stream) {
+  auto call = describe<BoxPairsCall>(rows, first, second, params);
+  call.columns = columns;
+  call.grad_score = pointer(grad_score);
+  call.grad_first = pointer(grad_first);
+  call.grad_second = pointer(grad_second);
+  const pybind11::gil_scoped_release release;
+  fastloss::box_pairs_backward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(FASTLOSS_MODULE, module) {
@@ -201,6 +261,10 @@ PYBIND11_MODULE(FASTLOSS_MODULE, module) {
   });
   module.def("overlap_forward", overlap_forward);
   module.def("overlap_backward", overlap_backward);
+  module.def("box_forward", box_forward);
+  module.def("box_backward", box_backward);
+  module.def("box_pairs_forward", box_pairs_forward);
+  module.def("box_pairs_backward", box_pairs_backward);
 #if defined(FASTLOSS_EMULATED)
   module.def("set_order", [](uint64_t seed) { fastloss::simt::order_seed = seed; },
              "Seed the order in which the threads of a block run between two barriers; 0: their natural order.");

@@ -193,20 +193,6 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ElementwiseC
   }
 }
 
-// One block: adds the partial sums of `blocks` blocks, and divides.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const AccOf<T>* partial, int blocks, int reduction, int64_t count, AccOf<T>* divisor, T* loss) {
-  using A = AccOf<T>;
-  const Totals<A> all = add_partials(partial, blocks);
-  if (threadIdx.x != 0) return;
-  const A by = reduction == static_cast<int>(Reduction::kMean)           ? static_cast<A>(count)
-               : reduction == static_cast<int>(Reduction::kWeightedMean) ? all.count
-                                                                         : A(1);
-  *divisor = by;
-  narrow(all.loss / by, *loss);
-}
-
 template <class T, class F>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const ElementwiseCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;

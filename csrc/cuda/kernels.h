@@ -1,6 +1,7 @@
-// What row.cu, elementwise.cu and overlap.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
+// What the engines' sources offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
 #pragma once
 
+#include "../box.h"
 #include "../elementwise.h"
 #include "../overlap.h"
 #include "../row.h"
@@ -35,6 +36,13 @@ struct OverlapLaunch {
   void* stream;
 };
 
+struct BoxLaunch {
+  const char* functor;
+  Scalar scalar;
+  void* partial;  // forward with a reduction: acc, 2 * max_blocks() entries of scratch
+  void* stream;
+};
+
 int64_t max_blocks();
 // How many numbers of scratch a forward needs.
 int64_t overlap_scratch(Scalar scalar, int64_t samples, int64_t classes, int64_t pixels);
@@ -48,5 +56,9 @@ void elementwise_backward(const ElementwiseCall& call, const ElementwiseLaunch& 
 // No size of these two is 0.
 void overlap_forward(const OverlapCall& call, const OverlapLaunch& launch);
 void overlap_backward(const OverlapCall& call, const OverlapLaunch& launch);
+void box_forward(const BoxCall& call, const BoxLaunch& launch);
+void box_backward(const BoxCall& call, const BoxLaunch& launch);
+void box_pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch);
+void box_pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch);
 
 }  // namespace fastloss

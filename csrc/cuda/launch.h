@@ -77,4 +77,18 @@ __device__ __forceinline__ Totals<A> add_partials(const A* partial, int blocks) 
   return reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
 }
 
+// One block: adds the partial sums of `blocks` blocks, and divides. No divisor: it is not kept.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const AccOf<T>* partial, int blocks, int reduction, int64_t count, AccOf<T>* divisor, T* loss) {
+  using A = AccOf<T>;
+  const Totals<A> all = add_partials(partial, blocks);
+  if (threadIdx.x != 0) return;
+  const A by = reduction == static_cast<int>(Reduction::kMean)           ? static_cast<A>(count)
+               : reduction == static_cast<int>(Reduction::kWeightedMean) ? all.count
+                                                                         : A(1);
+  if (divisor) *divisor = by;
+  narrow(all.loss / by, *loss);
+}
+
 }  // namespace fastloss

@@ -1,7 +1,8 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
-from . import binary, classification, likelihood, metric, regression, segmentation
+from . import binary, boxes, classification, likelihood, metric, regression, segmentation
 from .binary import *  # noqa: F403
+from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .likelihood import *  # noqa: F403
 from .metric import *  # noqa: F403
@@ -10,4 +11,5 @@ from .segmentation import *  # noqa: F403
 
 __all__ = [
     *classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__, *segmentation.__all__, *metric.__all__,
+    *boxes.__all__,
 ]
