@@ -42,12 +42,12 @@ def cpu_extensions() -> list[Extension]:
         "depends": HEADERS,
     }
     extensions = [
-        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp"], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
+        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", "csrc/cpu/sort_ops.cpp"], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
                   libraries=["torch_cpu", "c10"], **shared)
     ]
     for name, flags in sets.items():
         extensions.append(
-            Extension(f"fastloss._cpu_{name}", [f"csrc/cpu/{stem}.cpp" for stem in ("kernels", "row", "elementwise")],
+            Extension(f"fastloss._cpu_{name}", [f"csrc/cpu/{stem}.cpp" for stem in ("kernels", "row", "elementwise", "sort")],
                       extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"], **shared)
         )
     return extensions

@@ -4,4 +4,4 @@
 using namespace fastloss::kernel;
 
 extern "C" __attribute__((visibility("default"))) const fastloss::Kernels fastloss_kernels = {
-    row_items, row_forward, row_backward, elementwise_forward, elementwise_backward};
+    row_items, row_forward, row_backward, elementwise_forward, elementwise_backward, sort_statistics, sort_keys, sort_backward};

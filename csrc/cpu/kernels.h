@@ -3,10 +3,24 @@
 
 #include "../elementwise.h"
 #include "../row.h"
+#include "../sort.h"
 
 namespace fastloss {
 
 enum class Scalar : int { kFloat, kDouble, kBFloat16, kHalf };
+
+// What the sort engine sorts: the bits of an error, which order as the error does, and 2 * place in the row + (foreground).
+template <class Key, class Tag>
+struct SortEntry {
+  Key key;
+  Tag tag;
+};
+
+// Of the entries that were made: how many, and the bits that any key has.
+struct SortKeys {
+  int64_t count;
+  uint64_t bits;
+};
 
 namespace kernel {
 
@@ -19,6 +33,12 @@ void row_backward(const RowCall&, Scalar, int functor, bool soft, int64_t begin,
 void elementwise_forward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end, double* sums);
 void elementwise_backward(const ElementwiseCall&, Scalar, int functor, int64_t begin, int64_t end);
 
+// The sort engine's sweeps are cut into ranges of elements; keys are of elements [begin, end) of a row, those that matter to the front.
+// `wide` entries have tags of 64 bits. The keys of double are 64 bits, else 32.
+void sort_statistics(const SortCall&, Scalar, int errors, int64_t begin, int64_t end);
+SortKeys sort_keys(const SortCall&, Scalar, int errors, int64_t group, int64_t row, int64_t begin, int64_t end, bool wide, void* entries);
+void sort_backward(const SortCall&, Scalar, int errors, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -27,6 +47,9 @@ struct Kernels {
   decltype(&kernel::row_backward) row_backward;
   decltype(&kernel::elementwise_forward) elementwise_forward;
   decltype(&kernel::elementwise_backward) elementwise_backward;
+  decltype(&kernel::sort_statistics) sort_statistics;
+  decltype(&kernel::sort_keys) sort_keys;
+  decltype(&kernel::sort_backward) sort_backward;
 };
 
 }  // namespace fastloss
