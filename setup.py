@@ -60,7 +60,7 @@ def cuda_extensions() -> list[Extension]:
     except ImportError:
         print("fastloss: pybind11 is not installed, so the cuda backend is left out", file=sys.stderr)
         return []
-    kernels = ["csrc/cuda/row.cu", "csrc/cuda/elementwise.cu"]
+    kernels = ["csrc/cuda/row.cu", "csrc/cuda/elementwise.cu", "csrc/cuda/sort.cu"]
     headers = [header for header in HEADERS if not header.startswith("csrc/cpu/")]
     shared = {"sources": ["csrc/cuda/bindings.cpp"], "include_dirs": [pybind11.get_include()], "depends": [*headers, *kernels]}
     flags = ["-O2", "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]

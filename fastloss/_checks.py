@@ -182,7 +182,7 @@ def segmentation(
         chosen = list(range(channels))
     else:
         chosen = [int(c) for c in classes]
-        if not chosen or len(set(chosen)) < len(chosen) or channels > 1 and not all(0 <= c < channels for c in chosen):
+        if not chosen or len(set(chosen)) < len(chosen) or not all(c >= 0 and (c < channels or channels == 1) for c in chosen):
             raise ValueError(f"{name}: classes must name one or more different classes in [0, {channels}), got {chosen}")
     if channels == 1 and (from_logits or isinstance(classes, str) or len(chosen) > 1):
         raise ValueError(

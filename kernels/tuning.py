@@ -43,6 +43,10 @@ ELEMENTWISE: dict[str, tuple[int, int]] = {
     "strided_double": (512, 128),
 }
 
+# The sort engine's kernels, by the dtype of sums: (elements or ranks of a program, threads). A program of the sweeps over scores goes
+# through all channels, so blocks are small enough that an image fills a GPU. None has been timed on a GPU yet.
+SORT: dict[torch.dtype, tuple[int, int]] = {torch.float32: (1024, 256), torch.float64: (512, 128)}
+
 
 def layout_class(contiguous: bool, dtype: torch.dtype) -> str:
     """The key of a problem in the tables."""

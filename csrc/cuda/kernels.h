@@ -1,8 +1,9 @@
-// What row.cu and elementwise.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
+// What row.cu, elementwise.cu and sort.cu offer to the Python bindings: plain functions, so that nvcc never sees pybind11.
 #pragma once
 
 #include "../elementwise.h"
 #include "../row.h"
+#include "../sort.h"
 
 namespace fastloss {
 
@@ -26,12 +27,35 @@ struct ElementwiseLaunch {
   void* stream;
 };
 
+struct SortLaunch {
+  const char* errors;
+  Scalar scalar;
+  void* stream;
+};
+
+// Rows after the sort, the largest error first.
+struct SortedRows {
+  const void* keys;       // acc, (rows, size): errors
+  const int64_t* order;   // (rows, size): where they came from
+  const int64_t* before;  // (rows, tiles): foreground before each tile of sort_tile() ranks
+  const int64_t* total;   // (rows,): foreground
+};
+
 int64_t max_blocks();
+int64_t sort_tile();
 
 // All throw std::runtime_error with the driver's words when a launch fails.
 void row_forward(const RowCall& call, const RowLaunch& launch);
 void row_backward(const RowCall& call, const RowLaunch& launch);
 void elementwise_forward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
 void elementwise_backward(const ElementwiseCall& call, const ElementwiseLaunch& launch);
+
+// The steps of the sort engine, on `count` rows from row `first` of all groups on. What they write is laid out as in SortedRows.
+void sort_statistics(const SortCall& call, const SortLaunch& launch);
+void sort_keys(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, void* keys);
+void sort_count(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, const int64_t* order, int64_t* counts);
+void sort_weigh(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, const SortedRows& sorted, void* partial,
+                void* slopes);
+void sort_backward(const SortCall& call, const SortLaunch& launch);
 
 }  // namespace fastloss
