@@ -13,6 +13,7 @@ from torch import Tensor
 from fastloss.cases import Case
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.registry import LOSSES, Loss
+from fastloss.sort_cases import SortCase
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,67 @@ def _focal_in_torch(input: Tensor, target: Tensor, alpha: float, gamma: float, r
     return loss.mean() if reduction == "mean" else loss
 
 
+@dataclass(frozen=True)
+class SortWorkload(Workload):
+    """A row of the table for a loss of the sort engine: `shape` is of the logits."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Logits and labels read forward and backward, the gradient written; the sort itself is not counted."""
+        labels = self.elements if self.loss == "lovasz_hinge" else self.elements // self.shape[1]
+        return 3 * self.elements * getattr(torch, self.dtype).itemsize + 2 * labels * 8
+
+    def check_case(self, rows: int = 24) -> SortCase:
+        """The same call on small images, for the correctness check."""
+        shape = (min(self.shape[0], 2), *self.shape[1:2], *(min(n, 4) for n in self.shape[2:]))
+        return replace(SortCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels, the same on every run."""
+        torch.manual_seed(0)
+        input = torch.randn(self.shape, dtype=getattr(torch, self.dtype))
+        if self.loss == "lovasz_hinge":
+            return input, torch.randint(2, self.shape)
+        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula as others compute it, class by class or image by image."""
+        if self.loss == "lovasz_hinge":
+            return _lovasz_hinge_in_torch
+        return _lovasz_softmax_in_torch
+
+
+def _jaccard_in_torch(error: Tensor, foreground: Tensor) -> Tensor:
+    error, order = torch.sort(error, descending=True)
+    foreground = foreground[order]
+    total = foreground.sum()
+    left, joint = total - foreground.cumsum(0), total + (1 - foreground).cumsum(0)
+    loss = 1 - left / joint
+    return torch.dot(torch.relu(error), torch.cat([loss[:1], loss[1:] - loss[:-1]]))
+
+
+def _lovasz_softmax_in_torch(input: Tensor, target: Tensor) -> Tensor:
+    chance = torch.softmax(input, 1).movedim(1, 0).flatten(1)
+    label = target.flatten()
+    rows = []
+    for c, p in enumerate(chance):
+        foreground = (label == c).to(p.dtype)
+        if foreground.sum() > 0:
+            rows.append(_jaccard_in_torch((foreground - p).abs(), foreground))
+    return torch.stack(rows).mean()
+
+
+def _lovasz_hinge_in_torch(input: Tensor, target: Tensor) -> Tensor:
+    foreground = target.to(input.dtype).flatten(1)
+    errors = 1 - input.flatten(1) * (2 * foreground - 1)
+    return torch.stack([_jaccard_in_torch(*row) for row in zip(errors, foreground)]).mean()
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 
@@ -173,6 +235,9 @@ WORKLOADS = {
         ElementwiseWorkload("sigmoid_focal fp32 2^24", loss="sigmoid_focal", shape=(2**24,), options={"reduction": "mean"},
                             eager_ratio=6.0),
         ElementwiseWorkload("mse tiny fp32 64", loss="mse", shape=(64,), eager_ratio=0.8),
+        SortWorkload("lovasz_softmax fp32 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), eager_ratio=4.0),
+        SortWorkload("lovasz_softmax bf16 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), dtype="bfloat16"),
+        SortWorkload("lovasz_hinge fp32 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), eager_ratio=4.0),
         *(
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()

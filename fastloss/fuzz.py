@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
 from . import elementwise_cases as elementwise
+from . import sort_cases as sort
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
 from .elementwise_cases import ElementwiseCase
 from .oracle import check, eager, keywords, named_outputs
 from .registry import LOSSES
+from .sort_cases import SortCase
 
 # Hypothesis keeps a tree of everything it has tried, so a run is cut into pieces of this many draws, each with its own seed.
 PIECE = 1000
@@ -127,12 +129,34 @@ def _elementwise_cases(draw: Callable, loss: str, allowed: frozenset[str], small
     return ElementwiseCase(**chosen)
 
 
-ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases}
+@st.composite
+def _sort_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> SortCase:
+    most = 300 if small else MOST_ELEMENTS
+    hinge = loss == "lovasz_hinge"
+    shape = _any_shape(draw, most) or (2,) if hinge else _shape(draw, most)
+    shape = shape if hinge or len(shape) > 1 else (2, *shape)
+    chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(sort.VALUES, "normal", "wide")))
+    chosen["labels"] = draw(st.sampled_from(_weighted(sort.LABELS, "random")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["per_image"] = draw(st.booleans())
+    kinds = ("int64", "uint8", "int32", "int16") if hinge or shape[1] < 100 else ("int64", "int32")
+    chosen["target_dtype"] = draw(st.sampled_from((*kinds, "bool", "float32") if hinge else kinds))
+    if draw(st.booleans()):
+        chosen["ignore_index"] = draw(st.sampled_from((0, 1, 255 if chosen["target_dtype"] == "uint8" else -1)))
+    if not hinge:
+        chosen["classes"] = draw(st.sampled_from(("present", "all", "list")))
+        chosen["from_logits"] = draw(st.booleans()) and shape[1] > 1
+    return SortCase(**chosen)
 
 
-def sample(loss: str, **choices) -> Case | ElementwiseCase:
+ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases, "sort": _sort_cases}
+
+
+def sample(loss: str, **choices) -> Case | ElementwiseCase | SortCase:
     """A plain case of a loss of any engine, for tests and benchmarks."""
-    return {"row": Case, "elementwise": ElementwiseCase}[LOSSES[loss].engine](**choices).of(loss)
+    return {"row": Case, "elementwise": ElementwiseCase, "sort": SortCase}[LOSSES[loss].engine](**choices).of(loss)
 
 
 def _any_shape(draw: Callable, most: int) -> tuple[int, ...]:

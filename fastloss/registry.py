@@ -12,9 +12,10 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"sort"``).
         function: the public function.
-        point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters.
+        point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters; the errors
+            of scores and labels (sort).
         formula: one line of mathematics for tables.
         source: author, year, equation.
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.

@@ -16,7 +16,7 @@ import torch
 from fastloss import functional as F
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [ROOT / "csrc/cuda/row.cu", ROOT / "csrc/cuda/elementwise.cu"]
+SOURCES = [ROOT / "csrc/cuda/row.cu", ROOT / "csrc/cuda/elementwise.cu", ROOT / "csrc/cuda/sort.cu"]
 ARCHITECTURES = ("80", "90", "100")
 CXX = ["g++", "-std=c++20", "-g0", "-O1", "-fPIC", "-Wno-unknown-pragmas"]
 
