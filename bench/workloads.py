@@ -192,7 +192,7 @@ def _jaccard_in_torch(error: Tensor, foreground: Tensor) -> Tensor:
 
 
 def _lovasz_softmax_in_torch(input: Tensor, target: Tensor) -> Tensor:
-    chance = torch.softmax(input, 1).movedim(1, 0).flatten(1)
+    chance = torch.softmax(input.float(), 1).movedim(1, 0).flatten(1)
     label = target.flatten()
     rows = []
     for c, p in enumerate(chance):
@@ -203,8 +203,8 @@ def _lovasz_softmax_in_torch(input: Tensor, target: Tensor) -> Tensor:
 
 
 def _lovasz_hinge_in_torch(input: Tensor, target: Tensor) -> Tensor:
-    foreground = target.to(input.dtype).flatten(1)
-    errors = 1 - input.flatten(1) * (2 * foreground - 1)
+    foreground = target.float().flatten(1)
+    errors = 1 - input.float().flatten(1) * (2 * foreground - 1)
     return torch.stack([_jaccard_in_torch(*row) for row in zip(errors, foreground)]).mean()
 
 
@@ -238,6 +238,7 @@ WORKLOADS = {
         SortWorkload("lovasz_softmax fp32 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), eager_ratio=4.0),
         SortWorkload("lovasz_softmax bf16 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), dtype="bfloat16"),
         SortWorkload("lovasz_hinge fp32 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), eager_ratio=4.0),
+        SortWorkload("lovasz_hinge bf16 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), dtype="bfloat16"),
         *(
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()
