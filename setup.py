@@ -42,7 +42,7 @@ def cpu_extensions() -> list[Extension]:
         "depends": HEADERS,
     }
     extensions = [
-        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", "csrc/cpu/sort_ops.cpp"], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
+        Extension("fastloss._cpu_ops", [f"csrc/cpu/{stem}.cpp" for stem in ("ops", "sort_ops", "distance_ops")], extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
                   libraries=["torch_cpu", "c10"], **shared)
     ]
     for name, flags in sets.items():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastloss.cases import Case
+from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.registry import LOSSES, Loss
 from fastloss.sort_cases import SortCase
@@ -182,6 +183,35 @@ class SortWorkload(Workload):
         return _lovasz_softmax_in_torch
 
 
+@dataclass(frozen=True)
+class DistanceWorkload(Workload):
+    """A row of the table for a loss over distances: `shape` is of the probabilities."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Probabilities and target read, the gradient written."""
+        return self.elements * (3 * getattr(torch, self.dtype).itemsize + 8)
+
+    def check_case(self, rows: int = 24) -> DistanceCase:
+        """The same call on small images, for the correctness check."""
+        shape = (min(self.shape[0], 2), *(min(n, 6) for n in self.shape[1:]))
+        return replace(DistanceCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Probabilities and masks, the same on every run."""
+        torch.manual_seed(0)
+        return torch.rand(self.shape).to(getattr(torch, self.dtype)), torch.randint(2, self.shape)
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula in plain torch, whose distances take time proportional to the side of an image for each element."""
+        return functools.partial(self.our_call, backend="eager")
+
+
 def _jaccard_in_torch(error: Tensor, foreground: Tensor) -> Tensor:
     error, order = torch.sort(error, descending=True)
     foreground = foreground[order]
@@ -239,6 +269,11 @@ WORKLOADS = {
         SortWorkload("lovasz_softmax bf16 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), dtype="bfloat16"),
         SortWorkload("lovasz_hinge fp32 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), eager_ratio=4.0),
         SortWorkload("lovasz_hinge bf16 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), dtype="bfloat16"),
+        *(
+            DistanceWorkload(f"{name} {short} (2,3,96,96)", loss=name, shape=(2, 3, 96, 96), dtype=dtype)
+            for name in ("boundary", "hausdorff_dt")
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
         *(
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()

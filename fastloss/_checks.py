@@ -192,6 +192,18 @@ def segmentation(
     return input, target, chosen
 
 
+def dense_segmentation(name: str, input: Tensor, target: Tensor, reduction: str) -> torch.dtype:
+    """Check scores (N, C, d1, ...) and what is given for each of them; gives the dtype of the loss."""
+    _segmentation_tensors(name, input, target, None)
+    reduction_code(name, reduction)
+    if input.dim() < 3:
+        raise ValueError(f"{name}: expected input of 3 or more dimensions (N, C, d1, ...), got {input.dim()}")
+    if target.shape != input.shape:
+        raise ValueError(f"{name}: target must have input's shape {tuple(input.shape)}, got {tuple(target.shape)}")
+    device = input.device.type
+    return torch.float32 if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64 else input.dtype
+
+
 def warn(message: str, depth: int = 0) -> None:
     """Warn the caller of the public function, `depth` calls above; not while compiling, which a warning would break."""
     if not torch.compiler.is_compiling():

@@ -22,9 +22,11 @@ from hypothesis import HealthCheck, Phase, assume, given, seed as with_seed, set
 from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
+from . import distance_cases as distance
 from . import elementwise_cases as elementwise
 from . import sort_cases as sort
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
+from .distance_cases import DistanceCase
 from .elementwise_cases import ElementwiseCase
 from .oracle import check, eager, keywords, named_outputs
 from .registry import LOSSES
@@ -151,12 +153,27 @@ def _sort_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool)
     return SortCase(**chosen)
 
 
-ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases, "sort": _sort_cases}
+@st.composite
+def _distance_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> DistanceCase:
+    shape = _shape(draw, 300)
+    chosen: dict = {"loss": loss, "shape": (*shape, *(2,) * (3 - len(shape))), "seed": draw(st.integers(0, 2**16))}
+    chosen["masks"] = draw(st.sampled_from(_weighted(distance.MASKS, "random")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_dtype"] = draw(st.sampled_from(("int64", "bool", "uint8", "float32")))
+    chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["flags"] = tuple(flag for flag in ("include_background", "batch") if flag in allowed and draw(st.booleans()))
+    chosen["params"] = tuple((name, draw(_param(*bounds))) for name, bounds in LOSSES[loss].params.items() if name in allowed)
+    return DistanceCase(**chosen)
 
 
-def sample(loss: str, **choices) -> Case | ElementwiseCase | SortCase:
+ENGINES = {"row": _row_cases, "elementwise": _elementwise_cases, "sort": _sort_cases, "distance": _distance_cases}
+CASES = {"row": Case, "elementwise": ElementwiseCase, "sort": SortCase, "distance": DistanceCase}
+
+
+def sample(loss: str, **choices) -> Case | ElementwiseCase | SortCase | DistanceCase:
     """A plain case of a loss of any engine, for tests and benchmarks."""
-    return {"row": Case, "elementwise": ElementwiseCase, "sort": SortCase}[LOSSES[loss].engine](**choices).of(loss)
+    return CASES[LOSSES[loss].engine](**choices).of(loss)
 
 
 def _any_shape(draw: Callable, most: int) -> tuple[int, ...]:

@@ -12,10 +12,10 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"sort"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"sort"``, ``"distance"``).
         function: the public function.
         point: the engine's point function in plain torch: of the log-probability (row) or of the operands, and of the parameters; the errors
-            of scores and labels (sort).
+            of scores and labels (sort); of probabilities, targets and distances (distance).
         formula: one line of mathematics for tables.
         source: author, year, equation.
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
@@ -26,6 +26,7 @@ class Loss:
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
         logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
+        backends: that the loss runs on.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Loss:
     soft_targets: bool = True
     smoothing: bool = True
     logits: bool = True
+    backends: tuple[str, ...] = ("eager", "cpu", "triton", "cuda")
 
 
 LOSSES: dict[str, Loss] = {}

@@ -1,10 +1,11 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
-from . import binary, classification, likelihood, lovasz, regression
+from . import binary, classification, distance, likelihood, lovasz, regression
 from .binary import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .distance import *  # noqa: F403
 from .likelihood import *  # noqa: F403
 from .lovasz import *  # noqa: F403
 from .regression import *  # noqa: F403
 
-__all__ = [*classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__, *lovasz.__all__]
+__all__ = [*classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__, *lovasz.__all__, *distance.__all__]

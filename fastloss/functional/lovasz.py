@@ -52,7 +52,8 @@ def lovasz_hinge_loss(
         NotImplementedError: input is not float32, float64, bfloat16 or float16.
         IndexError: a label is neither 0, 1 nor `ignore_index` (looked at for CPU tensors only; elsewhere such a label is background).
 
-    Source: Berman, Rannen Triki and Blaschko 2018, "The Lovasz-Softmax loss", equations 8 and 11.
+    Source:
+        Berman, Rannen Triki and Blaschko 2018, "The Lovasz-Softmax loss", equations 8 and 11.
 
     Example:
         >>> import torch
@@ -116,7 +117,8 @@ def lovasz_softmax_loss(
         NotImplementedError: input is not float32, float64, bfloat16 or float16.
         IndexError: a label is no class and not `ignore_index` (looked at for CPU tensors only; elsewhere it is background of every class).
 
-    Source: Berman, Rannen Triki and Blaschko 2018, "The Lovasz-Softmax loss", equations 12 and 13.
+    Source:
+        Berman, Rannen Triki and Blaschko 2018, "The Lovasz-Softmax loss", equations 12 and 13.
 
     Example:
         >>> import torch
