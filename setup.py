@@ -24,7 +24,7 @@ INSTRUCTION_SETS = {
         "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c",
     ],
 }
-ENGINES = ("row", "elementwise", "overlap", "box")
+ENGINES = ("row", "elementwise", "overlap", "box", "sort")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 
@@ -43,9 +43,8 @@ def cpu_extensions() -> list[Extension]:
         "depends": HEADERS,
     }
     extensions = [
-        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", *(f"csrc/cpu/{engine}_ops.cpp" for engine in ENGINES)],
-                  extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"],
-                  libraries=["torch_cpu", "c10"], **shared)
+        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", *(f"csrc/cpu/{stem}_ops.cpp" for stem in (*ENGINES, "distance"))],
+                  extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"], libraries=["torch_cpu", "c10"], **shared)
     ]
     for name, flags in sets.items():
         extensions.append(

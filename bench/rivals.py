@@ -73,3 +73,31 @@ def box_loss(loss: str, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Te
             alpha = v / (1 - iou + v + eps)
         value = value + alpha * v
     return value.mean()
+
+
+def _lovasz(error: Tensor, foreground: Tensor) -> Tensor:
+    error, order = torch.sort(error, descending=True)
+    foreground = foreground[order]
+    total = foreground.sum()
+    left, joint = total - foreground.cumsum(0), total + (1 - foreground).cumsum(0)
+    loss = 1 - left / joint
+    return torch.dot(torch.relu(error), torch.cat([loss[:1], loss[1:] - loss[:-1]]))
+
+
+def lovasz_softmax(input: Tensor, target: Tensor) -> Tensor:
+    """smp's, class by class."""
+    chance = torch.softmax(input.float(), 1).movedim(1, 0).flatten(1)
+    label = target.flatten()
+    rows = []
+    for c, p in enumerate(chance):
+        foreground = (label == c).to(p.dtype)
+        if foreground.sum() > 0:
+            rows.append(_lovasz((foreground - p).abs(), foreground))
+    return torch.stack(rows).mean()
+
+
+def lovasz_hinge(input: Tensor, target: Tensor) -> Tensor:
+    """smp's, image by image."""
+    foreground = target.float().flatten(1)
+    errors = 1 - input.float().flatten(1) * (2 * foreground - 1)
+    return torch.stack([_lovasz(*row) for row in zip(errors, foreground)]).mean()

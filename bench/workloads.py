@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
+from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.overlap_cases import OverlapCase
 from fastloss.registry import LOSSES, Loss
+from fastloss.sort_cases import SortCase
 
 from . import rivals
 
@@ -208,6 +210,70 @@ class BoxWorkload(Workload):
         return functools.partial(rivals.box_loss, self.loss)
 
 
+@dataclass(frozen=True)
+class SortWorkload(Workload):
+    """A row of the table for a loss of the sort engine: `shape` is of the logits."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Logits and labels read forward and backward, the gradient written; the sort itself is not counted."""
+        labels = self.elements if self.loss == "lovasz_hinge" else self.elements // self.shape[1]
+        return 3 * self.elements * getattr(torch, self.dtype).itemsize + 2 * labels * 8
+
+    def check_case(self, rows: int = 24) -> SortCase:
+        """The same call on small images, for the correctness check."""
+        shape = (min(self.shape[0], 2), *self.shape[1:2], *(min(n, 4) for n in self.shape[2:]))
+        return replace(SortCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels, the same on every run."""
+        torch.manual_seed(0)
+        input = torch.randn(self.shape, dtype=getattr(torch, self.dtype))
+        if self.loss == "lovasz_hinge":
+            return input, torch.randint(2, self.shape)
+        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula as others compute it, class by class or image by image."""
+        if self.loss == "lovasz_hinge":
+            return rivals.lovasz_hinge
+        return rivals.lovasz_softmax
+
+
+@dataclass(frozen=True)
+class DistanceWorkload(Workload):
+    """A row of the table for a loss over distances: `shape` is of the probabilities."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Probabilities and target read, the gradient written."""
+        return self.elements * (3 * getattr(torch, self.dtype).itemsize + 8)
+
+    def check_case(self, rows: int = 24) -> DistanceCase:
+        """The same call on small images, for the correctness check."""
+        shape = (min(self.shape[0], 2), *(min(n, 6) for n in self.shape[1:]))
+        return replace(DistanceCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Probabilities and masks, the same on every run."""
+        torch.manual_seed(0)
+        return torch.rand(self.shape).to(getattr(torch, self.dtype)), torch.randint(2, self.shape)
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula in plain torch, whose distances take time proportional to the side of an image for each element."""
+        return functools.partial(self.our_call, backend="eager")
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -240,6 +306,15 @@ WORKLOADS = {
         ElementwiseWorkload("sigmoid_focal fp32 2^24", loss="sigmoid_focal", shape=(2**24,), options={"reduction": "mean"},
                             eager_ratio=6.0),
         ElementwiseWorkload("mse tiny fp32 64", loss="mse", shape=(64,), eager_ratio=0.8),
+        SortWorkload("lovasz_softmax fp32 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), eager_ratio=4.0),
+        SortWorkload("lovasz_softmax bf16 (4,19,256,256)", loss="lovasz_softmax", shape=(4, 19, 256, 256), dtype="bfloat16"),
+        SortWorkload("lovasz_hinge fp32 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), eager_ratio=4.0),
+        SortWorkload("lovasz_hinge bf16 (16,512,512)", loss="lovasz_hinge", shape=(16, 512, 512), dtype="bfloat16"),
+        *(
+            DistanceWorkload(f"{name} {short} (2,3,96,96)", loss=name, shape=(2, 3, 96, 96), dtype=dtype)
+            for name in ("boundary", "hausdorff_dt")
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
         *(
             ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()

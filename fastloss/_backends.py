@@ -166,11 +166,13 @@ def choose(name: str, backend: str | None, *tensors: torch.Tensor | None) -> tup
         return "eager", "asked for"
     device = tensors[0].device.type
     reason = _only_eager(tensors)
+    runs_on = LOSSES[name].backends
     if asked == "auto":
-        return ("eager", reason) if reason else _automatic(device)
-    reason = reason or unavailable(asked, device)
+        chosen = ("eager", reason) if reason else _automatic(device)
+        return chosen if chosen[0] in runs_on else ("eager", f"{name} has no {chosen[0]} kernels")
+    reason = reason or (unavailable(asked, device) if asked in runs_on else f"{name} has no {asked} kernels")
     if reason:
-        runs = ["eager"] if _only_eager(tensors) else [b for b in BACKENDS if unavailable(b, device) is None]
+        runs = ["eager"] if _only_eager(tensors) else [b for b in runs_on if unavailable(b, device) is None]
         raise RuntimeError(f"{name}: backend {asked!r} cannot run here: {reason}. What can: {', '.join(runs)} (or backend='auto')")
     return asked, "asked for"
 
@@ -251,6 +253,8 @@ def explain(function: Callable, *args, **kwargs) -> Explanation:
 
     def why_not(name: str) -> str:
         obstacle = (only_eager if name != "eager" else None) or unavailable(name, device)
+        if name not in loss.backends:
+            obstacle = f"{loss.name} has no {name} kernels"
         if obstacle:
             return obstacle
         return f"{asked} was asked for" if asked != "auto" else f"{chosen} comes first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -129,19 +130,21 @@ def _common(entry, operands: tuple[Tensor | None, ...], weight: Tensor | None) -
     return dtype
 
 
-def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[bool, torch.dtype, torch.dtype]:
-    """Check the arguments of an overlap loss; gives (target is labels, dtype to read tensors in, dtype of the loss)."""
+def _segmentation_tensors(name: str, input: Tensor, target: Tensor, ignore_index: int | None) -> None:
     for argument, tensor in (("input", input), ("target", target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
     if input.dtype not in FLOATING:
         raise NotImplementedError(f"{name}: input must be float32, float64, bfloat16 or float16, got {input.dtype}")
-    if ignore_index is not None and type(ignore_index) is not int and not isinstance(ignore_index, torch.SymInt):
-        raise TypeError(f"{name}: ignore_index must be an int or None, got {type(ignore_index).__name__}")
     if target.device != input.device:
-        raise RuntimeError(
-            f"{name}: expected all tensors on one device, but input is on {input.device} and target on {target.device}"
-        )
+        raise RuntimeError(f"{name}: expected all tensors on one device, but input is on {input.device} and target on {target.device}")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt))):
+        raise TypeError(f"{name}: ignore_index must be an int or None, got {type(ignore_index).__name__}")
+
+
+def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[bool, torch.dtype, torch.dtype]:
+    """Check the arguments of an overlap loss; gives (target is labels, dtype to read tensors in, dtype of the loss)."""
+    _segmentation_tensors(name, input, target, ignore_index)
     shape, got = tuple(input.shape), tuple(target.shape)
     if len(shape) < 2:
         raise ValueError(f"{name}: expected input of 2 or more dimensions (N, C, d1, ...), got shape {shape}")
@@ -159,6 +162,68 @@ def overlap(name: str, input: Tensor, target: Tensor, ignore_index: int | None) 
     device = input.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64
     return labels, dtype, torch.float32 if autocast else dtype
+
+
+def binary_segmentation(name: str, input: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Check scores and labels of one class; gives them as (N, 1, ...) and (N, ...), labels integer."""
+    _segmentation_tensors(name, input, target, ignore_index)
+    shape, got = input.shape, target.shape
+    if input.dim() == 0:
+        raise ValueError(f"{name}: expected input of 1 or more dimensions (N, ...), got 0")
+    if got != shape and not (input.dim() > 1 and shape[1] == 1 and got == shape[:1] + shape[2:]):
+        raise ValueError(f"{name}: target must have input's shape {tuple(shape)}, the dimension of size 1 left out or not, got {tuple(got)}")
+    if target.is_floating_point():
+        whole = target.to(torch.int64)
+        if _readable(target) and (whole != target).any():
+            raise ValueError(f"{name}: labels must be 0 or 1, got {float(target[whole != target][0])}")
+        target = whole
+    elif target.is_complex():
+        raise RuntimeError(f"{name}: target must be integer, boolean or floating, got {target.dtype}")
+    return input.unsqueeze(1) if got == shape else input, target
+
+
+def segmentation(
+    name: str, input: Tensor, target: Tensor, classes: str | Sequence[int], ignore_index: int | None, from_logits: bool
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Check scores (N, C, ...) and class indices (N, ...); gives them, a channel added where there is none, and the chosen classes."""
+    _segmentation_tensors(name, input, target, ignore_index)
+    if target.is_floating_point() or target.is_complex():
+        raise RuntimeError(f"{name}: expected target dtype to be an integer one (class indices), but got {target.dtype}")
+    if not from_logits and input.dim() > 0 and input.shape == target.shape:
+        input = input.unsqueeze(1)
+    shape, got = input.shape, target.shape
+    if input.dim() < 2:
+        raise ValueError(f"{name}: expected input of 2 or more dimensions (N, C) or (N, C, d1, ...), got {input.dim()}")
+    if got != shape[:1] + shape[2:]:
+        wanted = [*shape[:1], *shape[2:]]
+        raise ValueError(f"{name}: expected target size {wanted} for input of shape {list(shape)}, got {list(got)}")
+    channels = shape[1]
+    if isinstance(classes, str):
+        if classes not in ("present", "all"):
+            raise ValueError(f"{name}: classes must be 'present', 'all' or a list of classes, got {classes!r}")
+        chosen = list(range(channels))
+    else:
+        chosen = [int(c) for c in classes]
+        if not chosen or len(set(chosen)) < len(chosen) or not all(c >= 0 and (c < channels or channels == 1) for c in chosen):
+            raise ValueError(f"{name}: classes must name one or more different classes in [0, {channels}), got {chosen}")
+    if channels == 1 and (from_logits or isinstance(classes, str) or len(chosen) > 1):
+        raise ValueError(
+            f"{name}: input of a single channel, {tuple(shape)}, must hold probabilities (from_logits=False) of the one class that classes "
+            f"lists, got from_logits={from_logits} and classes={classes!r}"
+        )
+    return input, target, chosen
+
+
+def dense_segmentation(name: str, input: Tensor, target: Tensor, reduction: str) -> torch.dtype:
+    """Check scores (N, C, d1, ...) and what is given for each of them; gives the dtype of the loss."""
+    _segmentation_tensors(name, input, target, None)
+    reduction_code(name, reduction)
+    if input.dim() < 3:
+        raise ValueError(f"{name}: expected input of 3 or more dimensions (N, C, d1, ...), got {input.dim()}")
+    if target.shape != input.shape:
+        raise ValueError(f"{name}: target must have input's shape {tuple(input.shape)}, got {tuple(target.shape)}")
+    device = input.device.type
+    return torch.float32 if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64 else input.dtype
 
 
 def boxes(name: str, boxes1: Tensor, boxes2: Tensor, pairs: bool = False) -> tuple[torch.dtype, torch.Size]:
@@ -264,15 +329,18 @@ def _index_target(name: str, soft_targets: bool, shape: torch.Size, target: Tens
         raise RuntimeError(f"{name}: expected target size {wanted} for input of shape {list(shape)}, got {list(got)}")
 
 
-def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int) -> None:
+def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int | None) -> None:
     """Raise IndexError for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
     if not _readable(target):
         return
     target = target.long()  # to compare with numbers that a narrow dtype does not have
-    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    bad = (target < 0) | (target >= classes)
+    if ignore_index is not None:
+        bad &= target != ignore_index
     if bad.any():
         raise IndexError(
-            f"{name}: Target {target[bad][0].item()} is out of bounds: wanted 0 <= target < {classes} or ignore_index={ignore_index}"
+            f"{name}: Target {target[bad][0].item()} is out of bounds: wanted 0 <= target < {classes}"
+            + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
         )
 
 

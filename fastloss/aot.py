@@ -44,6 +44,8 @@ _FULL_OVERLAP = "softmax_focal"
 _ALIGNED = ("plain", "dense")
 # Of the box engine: contiguous with a gradient to the first set; views with a gradient to both, a loss for each row, and all pairs.
 BOX_VARIANTS = ("plain", "full")
+# Of the sort engine: all classes of aligned images; a list of classes of one image each, with an ignored label.
+SORT_VARIANTS = ("plain", "full")
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -260,6 +262,28 @@ def _box_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
         box.box_pairs_backward(score, boxes, boxes, *settings, True, True)
 
 
+def _sort_cases(quick: bool) -> Iterator[_Case]:
+    from fastloss.kernels.functors import SORT
+
+    errors = ["softmax"] if quick else SORT
+    for name, dtype in itertools.product(errors, DTYPES[:2] if quick else DTYPES):
+        for variant in SORT_VARIANTS if name == "softmax" else ("plain",):
+            yield _Case(name, variant, dtype, True, functools.partial(_sort_launches, name, variant, dtype))
+
+
+def _sort_launches(errors: str, variant: str, dtype: torch.dtype) -> None:
+    from fastloss.kernels import sort
+
+    full = variant == "full"
+    channels, inner = (1, 4096) if errors == "hinge" else (16, 4095 if full else 4096)
+    input = torch.empty(2, channels, inner, dtype=dtype, device="meta")
+    target = torch.empty(2 * inner, dtype=torch.uint8 if full else torch.int64, device="meta")
+    classes = [1] if errors == "hinge" else [3, 1] if full else list(range(channels))
+    settings = errors, classes, full, True, 255 if full else None
+    loss, stats, slopes, shares = sort.sort_forward(input, target, *settings, True)
+    sort.sort_backward(loss, input, target, stats, slopes, shares, *settings)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
@@ -275,7 +299,7 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick)]
+    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick), *_sort_cases(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):
         case.launch()

@@ -15,6 +15,8 @@ from . import _checks, box, elementwise, overlap
 from .elementwise import MAX_DIMS
 from .engine import REDUCTIONS, accumulate_dtype, library
 from .row import forward_outputs, gradient_like
+from .sort import DeviceCall, Settings, device_call, sorted_forward
+from .sort import gradient_like as sort_gradient_like
 
 _SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -167,7 +169,7 @@ class _Extension:
     def overlap_forward(self, input, target, functor, params, first_label, ignore_index):
         accumulate, scalar = accumulate_dtype(input.dtype), _SCALARS[input.dtype]
         if target.dim() < input.dim():
-            _checks.labels_in_range(functor, target, input.shape[1] + first_label, -100 if ignore_index is None else ignore_index)
+            _checks.labels_in_range(functor, target, input.shape[1] + first_label, ignore_index)
         statistics = input.new_empty((*input.shape[:2], len(overlap.STATISTICS)), dtype=accumulate)
         if not input.numel():
             return statistics.zero_()
@@ -242,10 +244,63 @@ class _Extension:
             )
         return grads
 
+    def sort_plan(self, call: DeviceCall, stats: Tensor | None = None):
+        """The call of all steps of the sort engine, on the current stream."""
+        settings, input, target = call.settings, call.input, call.target
+        images, channels, inner = input.shape
+        ignored = settings.ignore_index
+        return self.module.SortPlan(
+            settings.errors, _SCALARS[input.dtype],
+            (images, channels, inner, *input.stride()[:2], images if settings.per_image else 1, call.rows, call.size),
+            _address(input), (_address(target), target.dtype == torch.int64, ignored is not None, ignored or 0), settings.classes[0],
+            _address(call.class_of_row), _address(call.row_of_channel), _address(stats), self._on(input)[0],
+        )
+
+    def sort_forward(self, input, target, errors, classes, per_image, present, ignore_index, want_slopes):
+        with self._on(input)[1]:
+            return sorted_forward(
+                _SortKernels(self), input, target, Settings(errors, classes, per_image, present, ignore_index), want_slopes
+            )
+
+    def sort_backward(self, grad_loss, input, target, stats, slopes, shares, errors, classes, per_image, present, ignore_index):
+        grad = sort_gradient_like(input)
+        call = device_call(input, target, Settings(errors, classes, per_image, present, ignore_index))
+        upstream = grad_loss.to(shares.dtype)
+        if grad.numel():
+            with self._on(input)[1]:
+                self.sort_plan(call, stats).backward(_address(slopes), _address(shares), _address(upstream), _address(grad))
+        return grad
+
+
+class _SortKernels:
+    """:class:`fastloss.sort.DeviceKernels` of one of the two extensions."""
+
+    def __init__(self, extension: _Extension) -> None:
+        self.extension = extension
+        self.tile = extension.module.SORT_TILE
+
+    def statistics(self, call: DeviceCall, stats: Tensor) -> None:
+        self.extension.sort_plan(call, stats).statistics()
+
+    def keys(self, call: DeviceCall, stats: Tensor, first_row: int, keys: Tensor) -> None:
+        self.extension.sort_plan(call, stats).keys(first_row, keys.shape[0], _address(keys))
+
+    def count(self, call: DeviceCall, first_row: int, order: Tensor, counts: Tensor) -> None:
+        self.extension.sort_plan(call).count(first_row, order.shape[0], _address(order), _address(counts))
+
+    def weigh(
+        self, call: DeviceCall, first_row: int, keys: Tensor, order: Tensor, before: Tensor, total: Tensor, partial: Tensor,
+        slopes: Tensor | None,
+    ) -> None:
+        self.extension.sort_plan(call).weigh(
+            first_row, order.shape[0], *map(_address, (keys, order, before, total, partial, slopes))
+        )
+
 
 _OPS = (
     "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward",
     "overlap_forward", "overlap_backward", "box_forward", "box_backward", "box_pairs_forward", "box_pairs_backward",
+    "sort_forward", "sort_backward",
 )
 
 

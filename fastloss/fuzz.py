@@ -24,14 +24,18 @@ from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
 from . import box_cases
+from . import distance_cases as distance
 from . import elementwise_cases as elementwise
 from . import overlap_cases as overlap
+from . import sort_cases as sort
 from .box_cases import BoxCase
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
+from .distance_cases import DistanceCase
 from .elementwise_cases import ElementwiseCase
 from .overlap_cases import OverlapCase
 from .oracle import check, eager, keywords, named_outputs
 from .registry import LOSSES
+from .sort_cases import SortCase
 
 # Hypothesis keeps a tree of everything it has tried, so a run is cut into pieces of this many draws, each with its own seed.
 PIECE = 1000
@@ -174,13 +178,49 @@ def _box_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) 
     return BoxCase(**chosen)
 
 
+@st.composite
+def _sort_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> SortCase:
+    most = 300 if small else MOST_ELEMENTS
+    hinge = loss == "lovasz_hinge"
+    shape = _any_shape(draw, most) or (2,) if hinge else _shape(draw, most)
+    shape = shape if hinge or len(shape) > 1 else (2, *shape)
+    chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(sort.VALUES, "normal", "wide")))
+    chosen["labels"] = draw(st.sampled_from(_weighted(sort.LABELS, "random")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["per_image"] = draw(st.booleans())
+    kinds = ("int64", "uint8", "int32", "int16") if hinge or shape[1] < 100 else ("int64", "int32")
+    chosen["target_dtype"] = draw(st.sampled_from((*kinds, "bool", "float32") if hinge else kinds))
+    if draw(st.booleans()):
+        chosen["ignore_index"] = draw(st.sampled_from((0, 1, 255 if chosen["target_dtype"] == "uint8" else -1)))
+    if not hinge:
+        chosen["classes"] = draw(st.sampled_from(("present", "all", "list")))
+        chosen["from_logits"] = draw(st.booleans()) and shape[1] > 1
+    return SortCase(**chosen)
+
+
+@st.composite
+def _distance_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> DistanceCase:
+    shape = _shape(draw, 300)
+    chosen: dict = {"loss": loss, "shape": (*shape, *(2,) * (3 - len(shape))), "seed": draw(st.integers(0, 2**16))}
+    chosen["masks"] = draw(st.sampled_from(_weighted(distance.MASKS, "random")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_dtype"] = draw(st.sampled_from(("int64", "bool", "uint8", "float32")))
+    chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["flags"] = tuple(flag for flag in ("include_background", "batch") if flag in allowed and draw(st.booleans()))
+    chosen["params"] = tuple((name, draw(_param(*bounds))) for name, bounds in LOSSES[loss].params.items() if name in allowed)
+    return DistanceCase(**chosen)
+
+
 ENGINES = {
     "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
-    "box": (_box_cases, BoxCase),
+    "box": (_box_cases, BoxCase), "sort": (_sort_cases, SortCase), "distance": (_distance_cases, DistanceCase),
 }
 
 
-def sample(loss: str, **choices) -> Case | ElementwiseCase | OverlapCase | BoxCase:
+def sample(loss: str, **choices):
     """A plain case of a loss of any engine, for tests and benchmarks."""
     return ENGINES[LOSSES[loss].engine][1](**choices).of(loss)
 

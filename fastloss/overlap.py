@@ -168,7 +168,7 @@ def overlap_statistics(
     if labels:
         target = target.reshape(samples, pixels)
         if backend == "eager":
-            _checks.labels_in_range(name, target, classes + first_label, -100 if ignore_index is None else ignore_index)
+            _checks.labels_in_range(name, target, classes + first_label, ignore_index)
     else:
         target = target.to(dtype).reshape(samples, classes, pixels)
     settings = functor, params, first_label, ignore_index

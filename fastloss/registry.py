@@ -12,7 +12,8 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``,
+            ``"distance"``).
         function: the public function.
         formula: one line of mathematics for tables.
         source: author, year, equation.
@@ -26,6 +27,7 @@ class Loss:
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
         logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
+        backends: that the loss runs on.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Loss:
     soft_targets: bool = True
     smoothing: bool = True
     logits: bool = True
+    backends: tuple[str, ...] = ("eager", "cpu", "triton", "cuda")
 
 
 LOSSES: dict[str, Loss] = {}

@@ -549,3 +549,22 @@ BOX = {
     "distance_box_iou": distance_box_iou,
     "complete_box_iou": complete_box_iou,
 }
+
+
+# Errors of the sort engine: of a score and its label, 1 for foreground and 0 for background; the value and its derivative to the score.
+
+
+@triton.jit
+def hinge_error(x, foreground):
+    against = 1.0 - foreground - foreground
+    return 1.0 + against * x, against
+
+
+@triton.jit
+def distance(p, foreground):
+    above = p - foreground
+    return tl.abs(above), sign(above)
+
+
+# The same names as in csrc/sort.h, and whether the score is the softmax over the channels
+SORT = {"hinge": (hinge_error, False), "softmax": (distance, True), "probability": (distance, False)}

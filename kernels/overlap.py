@@ -424,7 +424,7 @@ def _numbers(target: Tensor) -> Tensor:
 
 def overlap_forward(input, target, functor, params, first_label, ignore_index):
     if target.dim() < input.dim():
-        _checks.labels_in_range(functor, target, input.shape[1] + first_label, -100 if ignore_index is None else ignore_index)
+        _checks.labels_in_range(functor, target, input.shape[1] + first_label, ignore_index)
     target = _numbers(target)
     call = _Call(input, target, functor, params, first_label, ignore_index)
     shape = call.samples, call.spans, call.classes, len(STATISTICS)

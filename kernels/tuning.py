@@ -59,6 +59,11 @@ OVERLAP: dict[str, tuple[tuple[int | None, int | None, int, int, int], ...]] = {
     "strided_double": ((128, None, 512, 1, 128), (None, 1, 512, 1, 128)),
 }
 
+# The sort engine's kernels, by the dtype of sums: (elements or ranks of a program, threads). A program of the sweeps over scores goes
+# through all channels, so blocks are small enough that an image fills a GPU. None has been timed on a GPU yet.
+SORT: dict[torch.dtype, tuple[int, int]] = {torch.float32: (1024, 256), torch.float64: (512, 128)}
+
+
 # The box kernels: (boxes of a program, threads), and of a matrix of scores (rows, columns, threads). A box is 16 bytes in single precision;
 # its loss takes up to 100 registers, so a thread has one or two of them. None has been timed on a GPU yet.
 BOX: dict[str, tuple[int, int]] = {

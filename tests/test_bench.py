@@ -77,6 +77,11 @@ def test_bytes_of_box_losses():
     assert WORKLOADS["box_iou fp32 2^18"].bytes_moved == 5 * 2**18 * 16
 
 
+def test_bytes_of_sorting_losses():
+    assert WORKLOADS["lovasz_softmax fp32 (4,19,256,256)"].bytes_moved == 3 * 19 * 2**18 * 4 + 2 * 2**18 * 8
+    assert WORKLOADS["lovasz_hinge fp32 (16,512,512)"].bytes_moved == (3 * 4 + 2 * 8) * 2**22
+
+
 def test_geometric_mean_of_the_element_wise_losses():
     names = [name for name, about in LOSSES.items() if about.engine == "elementwise"]
     rows = [{"name": f"{n} fp32 2^23", "loss": n, "dtype": "float32", "speedup_eager": 2.0 if i % 2 else 8.0} for i, n in enumerate(names)]

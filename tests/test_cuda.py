@@ -288,6 +288,24 @@ def test_overlap_sums_over_chunks_blocks_and_groups_of_classes():
             assert torch.allclose(got.double(), want, rtol=8 * eps + torch.finfo(got.dtype).eps / 2, atol=500 * eps)
 
 
+def sort_calls():
+    """Rows around tiles of ranks, contiguous and strided, of every dtype."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for shape in ((1, 2, 1), (2, 3, 130), (1, 3, 700), (2, 4, 0)):
+            input = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            target = torch.randint(shape[1], (shape[0], shape[2]), generator=generator)
+            yield input, target, {}
+            yield input.mT.contiguous().mT, target.to(torch.uint8), {"classes": [1, 0], "per_image": True, "ignore_index": 0}
+            yield input[:, :1].sigmoid(), target, {"classes": [1], "from_logits": False}
+
+
+def run_sort(input, target, options) -> list[torch.Tensor]:
+    leaf = input.clone().requires_grad_()
+    got = F.lovasz_softmax_loss(leaf, target, backend="cuda", **options)
+    return [got, *torch.autograd.grad(got, leaf)]
+
+
 def box_calls():
     """Boxes whose memory ends where the tensor ends, around packs and blocks: contiguous, misaligned, strided and repeated."""
     generator = torch.Generator().manual_seed(0)
@@ -323,6 +341,7 @@ def test_order_of_threads_does_not_change_a_bit():
         found = [out for call in (*small_calls(), *blocks) for out in run(*call)]
         found += [out for call in elementwise_calls() for out in run_elementwise(*call)]
         found += [out for call in overlap_calls([(2, 3, 65), (1, 33, 600)]) for out in run_overlap(*call)]
+        found += [out for call in sort_calls() for out in run_sort(*call)]
         return [out.detach().reshape(-1).view(torch.uint8) for out in found]
 
     try:
@@ -373,6 +392,8 @@ for call in test_cuda.elementwise_calls():
     test_cuda.run_elementwise(*call)
 for call in test_cuda.overlap_calls([(1, 1, 1), (2, 3, 7), (3, 2, 64), (0, 3, 5), (2, 0, 5), (2, 3, 0), (2, 33, 65), (1, 3, 1030)]):
     test_cuda.run_overlap(*call)
+for call in test_cuda.sort_calls():
+    test_cuda.run_sort(*call)
 for call in test_cuda.box_calls():
     for name in ("box_iou", "complete_box_iou"):
         test_cuda.run_box(name, *call)

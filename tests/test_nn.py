@@ -27,8 +27,8 @@ def module_class(loss: str) -> type[torch.nn.Module]:
 def test_module_computes_what_the_function_does(loss):
     call = sample(loss).build()
     params, tensors = dict(call.case.params), call.arguments(call.tensors())[0]
-    reduces = "reduction" in inspect.signature(LOSSES[loss].function).parameters
-    for options in ({}, {"reduction": "sum"}) if reduces else ({},):
+    taken = inspect.signature(LOSSES[loss].function).parameters
+    for options in ({}, *({name: value} for name, value in (("reduction", "sum"), ("per_image", True)) if name in taken)):
         module = module_class(loss)(**params, **options)
         wanted = LOSSES[loss].function(*tensors, **params, **options)
         assert torch.equal(module(*tensors), wanted)

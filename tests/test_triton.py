@@ -59,7 +59,7 @@ def test_compiled_kernels_do_not_spill():
         (prefix + kernel, variant)
         for prefix, variants in (("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("box_", aot.BOX_VARIANTS))
         for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
-    }
+    } | {(f"sort_{step}_kernel", variant) for step in ("keys", "weigh", "backward") for variant in aot.SORT_VARIANTS}
     assert aot.check(rows) == []
     assert all(r["registers"] > 0 and not r["has_mma"] for r in rows)
 

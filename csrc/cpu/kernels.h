@@ -5,10 +5,24 @@
 #include "../elementwise.h"
 #include "../overlap.h"
 #include "../row.h"
+#include "../sort.h"
 
 namespace fastloss {
 
 enum class Scalar : int { kFloat, kDouble, kBFloat16, kHalf };
+
+// What the sort engine sorts: the bits of an error, which order as the error does, and 2 * place in the row + (foreground).
+template <class Key, class Tag>
+struct SortEntry {
+  Key key;
+  Tag tag;
+};
+
+// Of the entries that were made: how many, and the bits that any key has.
+struct SortKeys {
+  int64_t count;
+  uint64_t bits;
+};
 
 namespace kernel {
 
@@ -33,6 +47,11 @@ void box_backward(const BoxCall&, Scalar, int functor, int64_t begin, int64_t en
 void box_pairs_forward(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
 void box_pairs_backward_first(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
 void box_pairs_backward_second(const BoxPairsCall&, Scalar, int functor, int64_t begin, int64_t end);
+// The sort engine's sweeps are cut into ranges of elements; keys are of elements [begin, end) of a row, those that matter to the front.
+// `wide` entries have tags of 64 bits. The keys of double are 64 bits, else 32.
+void sort_statistics(const SortCall&, Scalar, int errors, int64_t begin, int64_t end);
+SortKeys sort_keys(const SortCall&, Scalar, int errors, int64_t group, int64_t row, int64_t begin, int64_t end, bool wide, void* entries);
+void sort_backward(const SortCall&, Scalar, int errors, int64_t begin, int64_t end);
 
 }  // namespace kernel
 
@@ -50,6 +69,9 @@ struct Kernels {
   decltype(&kernel::box_pairs_forward) box_pairs_forward;
   decltype(&kernel::box_pairs_backward_first) box_pairs_backward_first;
   decltype(&kernel::box_pairs_backward_second) box_pairs_backward_second;
+  decltype(&kernel::sort_statistics) sort_statistics;
+  decltype(&kernel::sort_keys) sort_keys;
+  decltype(&kernel::sort_backward) sort_backward;
 };
 
 }  // namespace fastloss

@@ -248,6 +248,53 @@ void box_pairs_backward(const std::string& functor, int scalar, int64_t rows, in
   fastloss::box_pairs_backward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
 }
 
+using fastloss::SortCall;
+using fastloss::SortLaunch;
+
+// The sort engine's call for all of its steps: sizes and strides in the order of SortCall, addresses, options.
+struct SortPlan {
+  SortCall call{};
+  std::string errors;
+  fastloss::Scalar scalar;
+  void* stream;
+
+  // sizes: images, channels, inner, image stride, channel stride, groups, rows, size; labels: address, int64, ignores, ignored
+  SortPlan(const std::string& errors, int scalar, const std::array<int64_t, 8>& sizes, Address input,
+           const std::tuple<Address, bool, bool, int64_t>& labels, int64_t lone, Address class_of_row, Address row_of_channel,
+           Address stats, Address stream)
+      : errors(errors), scalar(static_cast<fastloss::Scalar>(scalar)), stream(pointer(stream)) {
+    call.input = pointer(input);
+    std::tie(call.images, call.channels, call.inner, call.image_stride, call.channel_stride, call.groups, call.rows, call.size) =
+        std::tuple_cat(sizes);
+    call.labels = {pointer(std::get<0>(labels)), std::get<1>(labels), std::get<2>(labels), std::get<3>(labels)};
+    call.lone = lone;
+    call.class_of_row = static_cast<const int64_t*>(pointer(class_of_row));
+    call.row_of_channel = static_cast<const int64_t*>(pointer(row_of_channel));
+    call.stats = pointer(stats);
+  }
+  SortLaunch launch() const { return {errors.c_str(), scalar, stream}; }
+
+  void statistics() const { fastloss::sort_statistics(call, launch()); }
+  void keys(int64_t first, int64_t count, Address keys) const { fastloss::sort_keys(call, launch(), first, count, pointer(keys)); }
+  void count(int64_t first, int64_t count, Address order, Address counts) const {
+    fastloss::sort_count(call, launch(), first, count, static_cast<const int64_t*>(pointer(order)), static_cast<int64_t*>(pointer(counts)));
+  }
+  void weigh(int64_t first, int64_t count, Address keys, Address order, Address before, Address total, Address partial,
+             Address slopes) const {
+    const auto integers = [](Address address) { return static_cast<const int64_t*>(pointer(address)); };
+    fastloss::sort_weigh(call, launch(), first, count, {pointer(keys), integers(order), integers(before), integers(total)},
+                         pointer(partial), pointer(slopes));
+  }
+  void backward(Address slopes, Address shares, Address grad_loss, Address grad) const {
+    SortCall with = call;
+    with.slopes = pointer(slopes);
+    with.shares = pointer(shares);
+    with.grad_loss = pointer(grad_loss);
+    with.grad = pointer(grad);
+    fastloss::sort_backward(with, launch());
+  }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(FASTLOSS_MODULE, module) {
@@ -265,6 +312,16 @@ PYBIND11_MODULE(FASTLOSS_MODULE, module) {
   module.def("box_backward", box_backward);
   module.def("box_pairs_forward", box_pairs_forward);
   module.def("box_pairs_backward", box_pairs_backward);
+  module.attr("SORT_TILE") = fastloss::sort_tile();
+  const pybind11::call_guard<pybind11::gil_scoped_release> released;
+  pybind11::class_<SortPlan>(module, "SortPlan")
+      .def(pybind11::init<const std::string&, int, const std::array<int64_t, 8>&, Address, const std::tuple<Address, bool, bool, int64_t>&,
+                          int64_t, Address, Address, Address, Address>())
+      .def("statistics", &SortPlan::statistics, released)
+      .def("keys", &SortPlan::keys, released)
+      .def("count", &SortPlan::count, released)
+      .def("weigh", &SortPlan::weigh, released)
+      .def("backward", &SortPlan::backward, released);
 #if defined(FASTLOSS_EMULATED)
   module.def("set_order", [](uint64_t seed) { fastloss::simt::order_seed = seed; },
              "Seed the order in which the threads of a block run between two barriers; 0: their natural order.");

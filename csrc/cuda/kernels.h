@@ -5,6 +5,7 @@
 #include "../elementwise.h"
 #include "../overlap.h"
 #include "../row.h"
+#include "../sort.h"
 
 namespace fastloss {
 
@@ -43,10 +44,24 @@ struct BoxLaunch {
   void* stream;
 };
 
-int64_t max_blocks();
-// How many numbers of scratch a forward needs.
-int64_t overlap_scratch(Scalar scalar, int64_t samples, int64_t classes, int64_t pixels);
+struct SortLaunch {
+  const char* errors;
+  Scalar scalar;
+  void* stream;
+};
 
+// Rows after the sort, the largest error first.
+struct SortedRows {
+  const void* keys;       // acc, (rows, size): errors
+  const int64_t* order;   // (rows, size): where they came from
+  const int64_t* before;  // (rows, tiles): foreground before each tile of sort_tile() ranks
+  const int64_t* total;   // (rows,): foreground
+};
+
+int64_t max_blocks();
+// How many numbers of scratch an overlap forward needs.
+int64_t overlap_scratch(Scalar scalar, int64_t samples, int64_t classes, int64_t pixels);
+int64_t sort_tile();
 
 // All throw std::runtime_error with the driver's words when a launch fails.
 void row_forward(const RowCall& call, const RowLaunch& launch);
@@ -60,5 +75,13 @@ void box_forward(const BoxCall& call, const BoxLaunch& launch);
 void box_backward(const BoxCall& call, const BoxLaunch& launch);
 void box_pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch);
 void box_pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch);
+
+// The steps of the sort engine, on `count` rows from row `first` of all groups on. What they write is laid out as in SortedRows.
+void sort_statistics(const SortCall& call, const SortLaunch& launch);
+void sort_keys(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, void* keys);
+void sort_count(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, const int64_t* order, int64_t* counts);
+void sort_weigh(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, const SortedRows& sorted, void* partial,
+                void* slopes);
+void sort_backward(const SortCall& call, const SortLaunch& launch);
 
 }  // namespace fastloss
