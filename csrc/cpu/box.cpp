@@ -12,7 +12,6 @@
 namespace fastloss {
 namespace {
 
-constexpr int64_t kFewVectors = 16;  // added in a lane before the lanes are added in double: rounding grows with their number
 
 template <class T>
 using Lanes = Vectorized<acc_of<T>>;
