@@ -242,7 +242,7 @@ OVERLAP_PARAMS = {"sigmoid_focal": [0.25, 2.0], "softmax_focal": [2.0], "amplifi
 
 
 def overlap_calls(shapes, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
-    """Arguments of the op, memory ending where the tensors end: each functor, labels of every size and numbers, with what does not count."""
+    """Arguments of the op, memory ending where the tensors end: each functor, labels and numbers, some of which do not count."""
     generator = torch.Generator().manual_seed(0)
     label_dtypes = (torch.uint8, torch.int16, torch.int32, torch.int64, torch.int8)
     for i, (shape, dtype) in enumerate(itertools.product(shapes, dtypes)):
