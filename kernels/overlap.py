@@ -222,8 +222,8 @@ def overlap_forward_kernel(
                 SOFTMAX, LABELS, IGNORES, ACC,
             )
             prob, loss = _terms(x, t, valid, c, classes, top, total, p, FN, SOFTMAX, LOSS, LABELS, FITS)
-            # Joined, since a label compares so cheaply that alone its sum would be compiled for threads of its own, and then moved; and both
-            # in pairs, so that where t is 1 the first two sums have the same bits.
+            # Joined, since a label compares so cheaply that alone its sum would be compiled for threads of its own, and then moved; and
+            # both in pairs, so that where t is 1 the sums of p and p t have the same bits.
             both += _fold(tl.join(prob, t), FOLD)
             products += _fold(tl.join(prob * t, prob * prob), FOLD)
             if not LABELS:
