@@ -37,8 +37,8 @@ VARIANTS = {
 # Of the element-wise engine: contiguous with a gradient to the input; views with weights and every gradient, of a loss with three operands.
 ELEMENTWISE_VARIANTS = ("plain", "full")
 _FULL_ELEMENTWISE = "gaussian_nll"
-# Of the overlap engine: labels; numbers, ignored ones among them, with both gradients; the same in views. The last of one loss, and that one
-# with every tile.
+# Of the overlap engine: labels; numbers, ignored ones among them, with both gradients; the same in views. The last of one loss, and that
+# one with every tile.
 OVERLAP_VARIANTS = ("plain", "dense", "views")
 _FULL_OVERLAP = "softmax_focal"
 _ALIGNED = ("plain", "dense")

@@ -148,8 +148,10 @@ def _fold(x, FOLD: tl.constexpr):
     """Sums of FOLD neighbouring pixels, which one thread holds: as many fewer registers for what is summed."""
     if FOLD == 1:
         return x
+    elif len(x.shape) == 3:
+        return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD, x.shape[2])), 2)
     else:
-        return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD) + x.shape[2:]), 2)
+        return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD)), 2)
 
 
 @triton.jit
@@ -203,8 +205,7 @@ def overlap_forward_kernel(
         c = block + tl.arange(0, BLOCK_C)
         SHAPE: tl.constexpr = (BLOCK_C, BLOCK_S // FOLD)
         both = tl.zeros((BLOCK_C, BLOCK_S // FOLD, 2), ACC)
-        intersection = tl.zeros(SHAPE, ACC)
-        input_square = tl.zeros(SHAPE, ACC)
+        products = tl.zeros((BLOCK_C, BLOCK_S // FOLD, 2), ACC)
         target_square = tl.zeros(SHAPE, ACC)
         difference = tl.zeros(SHAPE, ACC)
         losses = tl.zeros(SHAPE, ACC)
@@ -221,10 +222,10 @@ def overlap_forward_kernel(
                 SOFTMAX, LABELS, IGNORES, ACC,
             )
             prob, loss = _terms(x, t, valid, c, classes, top, total, p, FN, SOFTMAX, LOSS, LABELS, FITS)
-            # Joined, since a label compares so cheaply that alone its sum would be compiled for threads of its own, and then moved.
+            # Joined, since a label compares so cheaply that alone its sum would be compiled for threads of its own, and then moved; and
+            # both in pairs, so that where t is 1 the sums of p and p t have the same bits.
             both += _fold(tl.join(prob, t), FOLD)
-            intersection += _fold(prob * t, FOLD)
-            input_square += _fold(prob * prob, FOLD)
+            products += _fold(tl.join(prob * t, prob * prob), FOLD)
             if not LABELS:
                 target_square += _fold(t * t, FOLD)
             difference += _fold(tl.abs(prob - t), FOLD)
@@ -234,9 +235,10 @@ def overlap_forward_kernel(
         known = c < classes
         sums = sums_ptr + c.to(tl.int64) * WIDTH
         input, target = tl.split(tl.sum(both, 1))
-        tl.store(sums, tl.sum(intersection, 1), mask=known)
+        intersection, input_square = tl.split(tl.sum(products, 1))
+        tl.store(sums, intersection, mask=known)
         tl.store(sums + 1, input, mask=known)
-        tl.store(sums + 2, tl.sum(input_square, 1), mask=known)
+        tl.store(sums + 2, input_square, mask=known)
         tl.store(sums + 3, target, mask=known)
         tl.store(sums + 4, target if LABELS else tl.sum(target_square, 1), mask=known)
         tl.store(sums + 5, tl.sum(difference, 1), mask=known)

@@ -18,7 +18,8 @@ from triton.runtime import interpreter
 from fastloss import _checks, aot
 from fastloss.engine import REDUCTIONS
 from fastloss.functional import cross_entropy
-from fastloss.kernels import elementwise, functors, launch, row, tuning
+from fastloss.kernels import elementwise, functors, launch, overlap, row, tuning
+from fastloss.overlap import formula
 from test_memory import poisoned
 
 
@@ -26,6 +27,12 @@ def small_tiles(monkeypatch, rows: int = 2, block: int = 16) -> None:
     """Tiles so small that a modest tensor has many programs and several blocks a row."""
     monkeypatch.setattr(row, "configuration", lambda *_: row.Configuration(rows, block, 1, 1))
     monkeypatch.setattr(elementwise, "configuration", lambda *_: elementwise.Configuration(block, 1))
+    monkeypatch.setattr(overlap, "configuration", small_overlap_tile)
+
+
+def small_overlap_tile(layout: str, classes: int, *_) -> overlap.Configuration:
+    """All of up to 8 classes, else blocks of 4."""
+    return overlap.Configuration(8, 16, 64, 4, 1) if classes <= 8 else overlap.Configuration(4, 16, 16, 1, 1)
 
 
 def run(input: torch.Tensor, target: torch.Tensor, grad_seed: int = 0, **options) -> list[torch.Tensor]:
@@ -50,6 +57,16 @@ def run_elementwise(operands, weight=None, reduction="mean", functor="gaussian_n
     return [loss, divisor, *(grad for grad, want in zip(grads, wanted) if want)]
 
 
+def run_overlap(input, target, functor="softmax_focal", params=(1.5,), ignore_index=None, grad_seed=0):
+    """The sums and every gradient, for a random upstream gradient."""
+    soft = target.is_floating_point()
+    settings = functor, list(params), 0, ignore_index
+    sums = torch.ops.fastloss.overlap_forward.triton(input, target, *settings)
+    upstream = torch.randn(sums.shape, generator=torch.Generator().manual_seed(grad_seed), dtype=torch.float64).to(sums.dtype)
+    grads = torch.ops.fastloss.overlap_backward.triton(upstream, input, target, *settings, True, soft)
+    return [sums, *grads[: 1 + soft]]
+
+
 # Compiled ahead of time
 
 
@@ -57,7 +74,9 @@ def test_compiled_kernels_do_not_spill():
     rows = aot.rows(["sm_90", "gfx942"], quick=True)
     assert {(r["kernel"], r["variant"]) for r in rows} >= {
         (prefix + kernel, variant)
-        for prefix, variants in (("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("box_", aot.BOX_VARIANTS))
+        for prefix, variants in (
+            ("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("overlap_", aot.OVERLAP_VARIANTS), ("box_", aot.BOX_VARIANTS)
+        )
         for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
     } | {(f"sort_{step}_kernel", variant) for step in ("keys", "weigh", "backward") for variant in aot.SORT_VARIANTS}
     assert aot.check(rows) == []
@@ -68,15 +87,22 @@ def test_compiled_kernels_do_not_spill():
 def test_every_kernel_compiles_for_every_target():
     rows = aot.rows()
     found = Counter(
-        (r["target"], r["functor"], r["dtype"]) for r in rows if r["variant"] == "plain" and r["kernel"].endswith("forward_kernel")
+        (r["target"], r["kernel"], r["functor"], r["dtype"])
+        for r in rows if r["kernel"].endswith("forward_kernel") and r["variant"] in ("plain", "dense")
     )
-    tiles = {
-        dtype: sum(len(tuning.TUNING[tuning.layout_class(contiguous, dtype)]) for contiguous in (True, False)) for dtype in aot.DTYPES
-    }
-    assert found == {
-        (target, functor, str(dtype).removeprefix("torch.")): count if functor in functors.FUNCTORS else 1
-        for target in aot.TARGETS for functor in (*functors.FUNCTORS, *functors.ELEMENTWISE, *functors.BOX) for dtype, count in tiles.items()
-    }
+    wanted = Counter()
+    for target, dtype in itertools.product(aot.TARGETS, aot.DTYPES):
+        name, keys = str(dtype).removeprefix("torch."), [tuning.layout_class(contiguous, dtype) for contiguous in (True, False)]
+        for functor in functors.FUNCTORS:
+            wanted[target, "forward_kernel", functor, name] = sum(len(tuning.TUNING[key]) for key in keys)
+        for functor in functors.ELEMENTWISE:
+            wanted[target, "elementwise_forward_kernel", functor, name] = 1
+        for functor in functors.BOX:
+            wanted[target, "box_forward_kernel", functor, name] = 1
+        for functor in functors.OVERLAP:
+            every = sum(len(tuning.OVERLAP[key]) for key in (keys[0], tuning.layout_class(False, dtype, channels_last=True)))
+            wanted[target, "overlap_forward_kernel", functor, name] = 2 * (every if functor == "softmax_focal" else 1)
+    assert found == wanted
     assert aot.check(rows) == []
 
 
@@ -96,8 +122,9 @@ def test_unknown_target_is_refused():
 
 
 def test_functors_are_those_of_the_other_backends():
-    source = (Path(__file__).parents[1] / "csrc" / "elementwise.h").read_text()
-    assert list(functors.ELEMENTWISE) == re.findall(r"^  X\((\w+), \w+\)", source, re.MULTILINE)
+    for engine, names in (("elementwise", functors.ELEMENTWISE), ("overlap", functors.OVERLAP)):
+        source = (Path(__file__).parents[1] / "csrc" / f"{engine}.h").read_text()
+        assert list(names) == re.findall(r"^  X\((\w+), [\w<>]+\)", source, re.MULTILINE)
 
 
 # Launches
@@ -185,6 +212,39 @@ def test_elementwise_launchers_read_no_data(monkeypatch, contiguous):
     loss, divisor = elementwise.elementwise_forward(input, target, input, target, *settings)
     elementwise.elementwise_backward(loss, input, target, input, target, divisor, *settings, True, True, True)
     assert launched == [elementwise.elementwise_forward_kernel, launch.reduce_kernel, elementwise.elementwise_backward_kernel]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_overlap_launchers_read_no_data(monkeypatch, soft):
+    launched = []
+    monkeypatch.setattr(launch, "run", lambda kernel, *_, **__: launched.append(kernel))
+    input = torch.empty(2, 5, 50, device="meta")
+    target = input if soft else torch.empty(2, 50, dtype=torch.uint8, device="meta")
+    settings = "softmax", [], 0, 255
+    sums = overlap.overlap_forward(input, target, *settings)
+    overlap.overlap_backward(sums, input, target, *settings, True, soft)
+    assert launched == [overlap.overlap_forward_kernel, overlap.overlap_backward_kernel]
+
+
+@pytest.mark.parametrize("warp_size", [32, 64])
+@pytest.mark.parametrize("layout", tuning.OVERLAP)
+def test_overlap_configuration(monkeypatch, layout, warp_size):
+    """What a program writes is little beside what it reads, and a thread has as many elements on every GPU."""
+    monkeypatch.setattr(overlap, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "warp_size", lambda: warp_size)
+    dtype = {"half": torch.bfloat16, "single": torch.float32, "double": torch.float64}[layout.rpartition("_")[2]]
+    table = tuning.OVERLAP[layout]
+    assert table[-1][0] is None
+    sums = 8 * max(dtype.itemsize, 4)
+    for classes in (1, 2, 3, 17, 128, 129, 1000, 1025, 2**40):
+        most, _, elements, _, threads = next(r for r in table if r[0] is None or classes <= r[0])
+        tile = overlap.configuration(layout, classes, 10**6, dtype)
+        assert tile.block_c * tile.block_s * threads == elements * tile.num_warps * warp_size
+        assert tile.span % tile.block_s == tile.block_s % tile.fold == 0
+        assert (tile.block_c >= classes) if most else (tile.span == tile.block_s)
+        assert 100 * sums <= tile.span * dtype.itemsize or most is None
+        short = overlap.configuration(layout, classes, 5, dtype)
+        assert short.block_s <= 8 and short.fold <= short.block_s
 
 
 @pytest.mark.parametrize("warp_size", [32, 64])
@@ -288,6 +348,60 @@ def test_elementwise_of_nothing(reduction):
         assert loss.isnan() if "mean" in reduction else loss == 0
 
 
+# (N, C, S), with one program a sample and several, and classes in one tile and in blocks.
+IMAGES = {
+    "contiguous": lambda make, classes: make((2, classes, 70)),
+    "channels_last": lambda make, classes: make((2, 70, classes)).transpose(1, 2),
+    "sliced": lambda make, classes: make((2, classes + 2, 150))[:, 1:-1, 3:143:2],
+}
+
+
+@pytest.mark.parametrize("classes, soft", [(5, True), (10, False)])
+def test_overlap_order_of_programs_does_not_matter(monkeypatch, classes, soft):
+    small_tiles(monkeypatch)
+    input = torch.randn(2, classes, 70)
+    target = torch.rand_like(input) if soft else torch.randint(classes, (2, 70))
+    same_in_any_order(monkeypatch, lambda: run_overlap(input, target))
+
+
+@pytest.mark.parametrize("functor, params, soft", [("softmax_cross_entropy", (), False), ("sigmoid_focal", (0.25, 1.5), True)])
+@pytest.mark.parametrize("layout", IMAGES)
+@pytest.mark.parametrize("classes", [5, 10])
+def test_overlap_fills_every_output(monkeypatch, classes, layout, soft, functor, params):
+    """Outputs full of NaN beforehand, and sizes that blocks do not divide."""
+    small_tiles(monkeypatch)
+    input = IMAGES[layout](lambda shape: torch.randn(shape, dtype=torch.float64), classes)
+    target = torch.rand_like(input) if soft else torch.randint(classes, (2, 70))
+    target = torch.where(torch.rand(target.shape) < 0.2, -1, target)
+    with poisoned():
+        sums, *grads = run_overlap(input, target, functor, params, -1)
+    leaves = [t.clone().requires_grad_() for t in (input, target)[: 1 + soft]]
+    expected = formula(functor, params, 0, -1, leaves[0], leaves[1] if soft else target)
+    upstream = torch.randn(sums.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(sums, expected.detach())
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_overlap_sums_of_equal_numbers_are_equal(monkeypatch):
+    """Losses take differences of sums that have to be exactly 0: of p and of p t where t is 1."""
+    monkeypatch.setattr(overlap, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "warp_size", lambda: 32)
+    for shape in ((1, 1, 3), (1, 1, 3001), (1, 5, 320), (1, 129, 40)):
+        input = torch.rand(shape)
+        for functor in ("sigmoid", "softmax")[shape[1] > 128 :]:
+            sums = run_overlap(input, torch.ones(shape), functor, ())[0]
+            assert torch.equal(sums[..., 0], sums[..., 1])
+
+
+def test_unknown_label_has_no_class(monkeypatch):
+    """On a GPU nobody raises for a label out of range; its pixel has a target of 0, as in the formula."""
+    monkeypatch.setattr(_checks, "labels_in_range", lambda *_: None)
+    input, target = torch.randn(2, 5, 40, dtype=torch.float64), torch.randint(5, (2, 40))
+    target[0, 3], target[1, 7], target[1, 8] = 5, -(2**40), 2**32
+    torch.testing.assert_close(run_overlap(input, target)[0], formula("softmax_focal", (1.5,), 0, None, input, target))
+
+
 elementwise_position = elementwise._position  # a kernel sees only globals
 
 
@@ -377,6 +491,29 @@ def test_elementwise_traffic_is_the_floor(monkeypatch, traffic, layout, dtype, r
     torch.ops.fastloss.elementwise_backward.triton(upstream, input, target, None, None, divisor, *settings, True, False, False)
     assert 2 * floor <= traffic["read"] <= 1.05 * 2 * floor
     assert floor <= traffic["written"] <= 1.05 * floor
+
+
+@pytest.mark.parametrize("soft, dtype", [(False, torch.bfloat16), (True, torch.float32)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_overlap_traffic_is_the_floor(monkeypatch, traffic, layout, soft, dtype):
+    """The forward reads input and target once, and the backward reads them once and writes each gradient once."""
+    monkeypatch.setattr(overlap, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "warp_size", lambda: 32)
+    shape = (1, 520, 21) if layout == "channels_last" else (1, 6, 2050 - (layout == "contiguous") * 2)
+    input, target = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    if layout == "channels_last":
+        input, target = input.transpose(1, 2), target.transpose(1, 2)
+    target = target if soft else torch.randint(6, (1, input.shape[2]))
+    floor = input.numel() * input.element_size()
+    read = floor + target.numel() * target.element_size()
+    settings = "softmax_cross_entropy", [], 0, None
+    sums = torch.ops.fastloss.overlap_forward.triton(input, target, *settings)
+    assert read <= traffic["read"] <= 1.05 * read
+    assert traffic["written"] <= 0.04 * floor
+    traffic.clear()
+    torch.ops.fastloss.overlap_backward.triton(sums, input, target, *settings, True, soft)
+    assert read <= traffic["read"] <= 1.05 * read
+    assert (1 + soft) * floor <= traffic["written"] <= 1.05 * (1 + soft) * floor
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
