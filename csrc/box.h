@@ -208,15 +208,18 @@ struct BoxCall {
 };
 
 // The scores of every box of the first set (rows) with every box of the second (columns).
-struct BoxPairsCall {
+struct BoxPairs {
   int64_t rows, columns;
   Boxes first, second;
-  double params[kMaxParams];
 
   void* score;             // forward: acc (rows, columns), contiguous
   const void* grad_score;  // backward: acc (rows, columns), contiguous
   void* grad_first;        // null where not wanted
   void* grad_second;
+};
+
+struct BoxPairsCall : BoxPairs {
+  double params[kMaxParams];
 };
 
 }  // namespace fastloss

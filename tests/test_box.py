@@ -33,7 +33,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 def some(backend: str, cases: list, most: int) -> list:
     """A fixed sample of the cases, smaller on a slow backend."""
-    most = most if backend in INTERPRETED else 4 * most
+    most = most if backend in INTERPRETED else 12 * most
     return cases if len(cases) <= most else random.Random(0).sample(cases, most)
 
 
@@ -47,7 +47,7 @@ def test_values(loss, backend, values):
         BoxCase(loss, (37,), values=values, dtype=dtype, reduction=reduction, gradients="all", params=(("eps", eps),))
         for dtype in DTYPES for reduction in REDUCTIONS for eps in (1e-7, 0.0, 1e-3)
     ]
-    for case in some(backend, cases, 3):
+    for case in some(backend, cases, 1):
         check(case, None, backend)
 
 
@@ -60,12 +60,12 @@ def test_layouts_and_broadcasting(loss, backend):
         for broadcast in SHAPES
         for dtype in DTYPES
     ]
-    for case in some(backend, cases, 15):
+    for case in some(backend, cases, 4):
         check(case, None, backend)
 
 
 def test_counts_around_block_edges(loss, backend):
-    sizes = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 255, 257) if backend not in INTERPRETED else (0, 1, 17, 1025)
+    sizes = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 255, 257) if backend not in INTERPRETED else (1, 1025)
     for i, size in enumerate(sizes):
         check(BoxCase(loss, (size,), dtype=DTYPES[i % 4], seed=i, layout=("contiguous", "shifted")[i % 2], reduction="none"), None, backend)
     if backend == "cpu":
@@ -87,7 +87,7 @@ def test_empty(loss, backend, shape):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nan_is_not_swallowed(loss, backend, reduction):
-    for which, corner in itertools.product((0, 1), range(4)):
+    for which, corner in ((0, 0), (0, 3), (1, 1), (1, 2)):
         boxes = list(pairs((40,), dtype=torch.float32))
         boxes[which][17, corner] = math.nan
         value = LOSSES[loss].function(*boxes, reduction=reduction, backend=backend)
@@ -96,7 +96,7 @@ def test_nan_is_not_swallowed(loss, backend, reduction):
 
 @pytest.mark.slow
 def test_random_cases(loss, backend):
-    finding = run(loss, backend, examples=24 if backend in INTERPRETED else 200, seed=11)
+    finding = run(loss, backend, examples=12 if backend in INTERPRETED else 200, seed=11)
     assert finding is None, finding.script
 
 

@@ -135,14 +135,14 @@ __global__ void __launch_bounds__(kThreads, 2) box_backward_kernel(const BoxCall
 
 // What a block takes of a matrix: tiles of `height` rows and as many columns as it has threads. visit(first row, column of the thread).
 template <class Visit>
-__device__ __forceinline__ void each_tile(const BoxPairsCall& call, int64_t height, int64_t width, Visit visit) {
+__device__ __forceinline__ void each_tile(const BoxPairs& call, int64_t height, int64_t width, Visit visit) {
   const int64_t across = (call.columns + width - 1) / width, tiles = (call.rows + height - 1) / height * across;
 #pragma unroll 1
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) visit(tile / across * height, tile % across * width);
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, 2) box_scores_kernel(const BoxPairsCall call, const Settings<AccOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, 2) box_scores_kernel(const BoxPairs call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
   each_tile(call, kTileRows, blockDim.x, [&](int64_t first, int64_t column) {
     column += threadIdx.x;
@@ -194,7 +194,7 @@ __device__ __forceinline__ void write_box(void* grad, int64_t row, const Box<Acc
 
 // Slopes are of losses: scores have the opposite ones. A block adds up a row.
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, 2) box_row_sums_kernel(const BoxPairsCall call, const Settings<AccOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, 2) box_row_sums_kernel(const BoxPairs call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
 #pragma unroll 1
   for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, 2) box_row_sums_kernel(const BoxPair
 
 // A block adds up kLanes columns; each of its warps takes every so many-th row, and the first adds what the others found.
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads, 2) box_column_sums_kernel(const BoxPairsCall call, const Settings<AccOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, 2) box_column_sums_kernel(const BoxPairs call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
   __shared__ Corners<A> parts[kThreads];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
@@ -275,15 +275,17 @@ int64_t bounded(int64_t blocks) { return blocks > kMaxBlocks ? kMaxBlocks : bloc
 template <class T, class F>
 void pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch) {
   const int64_t tiles = (call.rows + kTileRows - 1) / kTileRows * ((call.columns + kThreads - 1) / kThreads);
-  if (tiles > 0) start(box_scores_kernel<T, F>, bounded(tiles), kThreads, launch.stream, call, settings<AccOf<T>>(call, launch));
+  const auto s = settings<AccOf<T>>(call, launch);
+  if (tiles > 0) start(box_scores_kernel<T, F>, bounded(tiles), kThreads, launch.stream, static_cast<const BoxPairs&>(call), s);
 }
 
 template <class T, class F>
 void pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch) {
   const auto s = settings<AccOf<T>>(call, launch);
+  const BoxPairs& pairs = call;  // without the parameters, which are doubles: kernels get them in their own precision
   const int64_t tiles = (call.columns + kLanes - 1) / kLanes;
-  if (call.grad_first && call.rows > 0) start(box_row_sums_kernel<T, F>, bounded(call.rows), kThreads, launch.stream, call, s);
-  if (call.grad_second && tiles > 0) start(box_column_sums_kernel<T, F>, bounded(tiles), kThreads, launch.stream, call, s);
+  if (call.grad_first && call.rows > 0) start(box_row_sums_kernel<T, F>, bounded(call.rows), kThreads, launch.stream, pairs, s);
+  if (call.grad_second && tiles > 0) start(box_column_sums_kernel<T, F>, bounded(tiles), kThreads, launch.stream, pairs, s);
 }
 
 // run(zero of the type in memory, functor)
