@@ -8,7 +8,8 @@ What differs:
 
 - Sums are kept in float32 for half precision, where MONAI's overflow (Dice of a 512 x 512 mask in float16 is NaN there).
 - :class:`FocalLoss` computes float64 inputs in float64; MONAI rounds them to float32. Its gradient is finite for every gamma.
-- :class:`MaskedDiceLoss` leaves the masked pixels out, as from MONAI 1.6 on; 1.5 masks logits instead, whose sigmoid is then one half.
+- :class:`MaskedDiceLoss` leaves the masked pixels out. MONAI 1.5 masks logits (from 1.6 on probabilities), whose sigmoid is then one half,
+  and makes masked labels class 0.
 - A label that is out of range raises IndexError on CPU tensors (MONAI: RuntimeError), and so does an integer target of a single
   channel that is neither 0 nor 1.
 - Inputs without spatial dimensions, (N, C), have one pixel; MONAI reduces over everything there.
@@ -86,12 +87,12 @@ class _Classes(_Loss):
         self.to_onehot_y = to_onehot_y
 
     def _ignored(self, argument: str) -> None:
-        _checks.warn(f"{type(self).__name__}: {argument} has no effect, since the prediction has a single channel", depth=3)
+        _checks.warn(f"{type(self).__name__}: {argument} has no effect, since the prediction has a single channel")
 
-    def _targets(self, input: Tensor, target: Tensor) -> tuple[Tensor, bool, bool]:
+    def _targets(self, input: Tensor, target: Tensor, labels: bool | None = None) -> tuple[Tensor, bool, bool]:
         """(labels (N, d1, ...) or numbers of input's shape, whether they are labels, whether the background counts)"""
         name, single = type(self).__name__, input.shape[1] == 1
-        labels, background = self.to_onehot_y, self.include_background
+        labels, background = self.to_onehot_y if labels is None else labels, self.include_background
         if labels and single:
             self._ignored("to_onehot_y=True")
             labels = False
@@ -114,17 +115,8 @@ class _Region(_Classes):
     """What the losses over regions share: activations, smoothing, groups."""
 
     def __init__(
-        self,
-        include_background: bool,
-        to_onehot_y: bool,
-        sigmoid: bool,
-        softmax: bool,
-        other_act: Callable | None,
-        reduction: str,
-        smooth_nr: float,
-        smooth_dr: float,
-        batch: bool,
-        soft_label: bool,
+        self, include_background: bool, to_onehot_y: bool, sigmoid: bool, softmax: bool, other_act: Callable | None, reduction: str,
+        smooth_nr: float, smooth_dr: float, batch: bool, soft_label: bool,
     ) -> None:
         super().__init__(include_background, to_onehot_y, reduction)
         name = type(self).__name__
@@ -140,7 +132,9 @@ class _Region(_Classes):
         self.batch = batch
         self.soft_label = soft_label
 
-    def _prepare(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, object]]:
+    def _prepare(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, labels: bool | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, object]]:
         """The tensors for a function of fastloss.functional, and the options that all of them take."""
         input, target = _plain(input), _plain(target)
         activation = "sigmoid" if self.sigmoid else "none"
@@ -151,7 +145,7 @@ class _Region(_Classes):
                 activation = "softmax"
         if self.other_act is not None:
             input = _plain(self.other_act(input))
-        target, labels, background = self._targets(input, target)
+        target, labels, background = self._targets(input, target, labels)
         if mask is not None:
             shape = (input.shape[0], 1, *input.shape[2:])
             kept = torch.broadcast_to(_plain(mask) != 0, shape)
@@ -194,19 +188,9 @@ class DiceLoss(_Region):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Sequence[float] | float | Tensor | None = None,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, squared_pred: bool = False, jaccard: bool = False, reduction: str = "mean",
+        smooth_nr: float = 1e-5, smooth_dr: float = 1e-5, batch: bool = False, weight: Sequence[float] | float | Tensor | None = None,
         soft_label: bool = False,
     ) -> None:
         super().__init__(
@@ -226,8 +210,8 @@ class DiceLoss(_Region):
             "weight": _class_weight(type(self).__name__, self.class_weight, counted, input.device),
         }
 
-    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        input, target, options = self._prepare(input, target, mask)
+    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None = None, labels: bool | None = None) -> Tensor:
+        input, target, options = self._prepare(input, target, mask, labels)
         options = self._options(input, options)
         if self.jaccard:
             halves = {"smooth": self.smooth_nr / 2, "smooth_denominator": self.smooth_dr / 2}
@@ -252,7 +236,7 @@ class MaskedDiceLoss(DiceLoss):
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
-            _checks.warn("MaskedDiceLoss: no mask was given", depth=2)
+            _checks.warn("MaskedDiceLoss: no mask was given")
             return self._loss(input, target)
         got, wanted = tuple(mask.shape), (input.shape[0], 1, *input.shape[2:])
         if input.shape[0] != mask.shape[0] and mask.shape[0] != 1:
@@ -260,7 +244,7 @@ class MaskedDiceLoss(DiceLoss):
         if target.dim() > 1 and mask.shape[1] != 1:
             raise ValueError(f"MaskedDiceLoss: mask must have one channel, got shape {got}")
         if got[1:] != wanted[1:]:
-            _checks.warn(f"MaskedDiceLoss: expected mask of shape {wanted} for input of shape {tuple(input.shape)}, got {got}", depth=2)
+            _checks.warn(f"MaskedDiceLoss: expected mask of shape {wanted} for input of shape {tuple(input.shape)}, got {got}")
         return self._loss(input, target, mask)
 
 
@@ -280,18 +264,9 @@ class GeneralizedDiceLoss(_Region):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        w_type: str = "square",
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        soft_label: bool = False,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, w_type: str = "square", reduction: str = "mean", smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5, batch: bool = False, soft_label: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch, soft_label
@@ -320,19 +295,9 @@ class TverskyLoss(_Region):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        soft_label: bool = False,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, alpha: float = 0.5, beta: float = 0.5, reduction: str = "mean", smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5, batch: bool = False, soft_label: bool = False,
     ) -> None:
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch, soft_label
@@ -380,14 +345,8 @@ class FocalLoss(_Classes):
     mismatch = ValueError
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        gamma: float = 2.0,
-        alpha: float | None = None,
-        weight: Sequence[float] | float | Tensor | None = None,
-        reduction: str = "mean",
-        use_softmax: bool = False,
+        self, include_background: bool = True, to_onehot_y: bool = False, gamma: float = 2.0, alpha: float | None = None,
+        weight: Sequence[float] | float | Tensor | None = None, reduction: str = "mean", use_softmax: bool = False,
     ) -> None:
         super().__init__(include_background, to_onehot_y, reduction)
         self.gamma = gamma
@@ -397,15 +356,17 @@ class FocalLoss(_Classes):
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._loss(_plain(input), _plain(target))
+
+    def _loss(self, input: Tensor, target: Tensor, labels: bool | None = None) -> Tensor:
         name = type(self).__name__
-        input, target = _plain(input), _plain(target)
-        target, labels, background = self._targets(input, target)
+        target, labels, background = self._targets(input, target, labels)
         alpha = self.alpha
         _checks.positive(name, "gamma", self.gamma, zero=True)
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"{name}: alpha must be in [0, 1] or None, got {alpha}")
         if self.use_softmax and not self.include_background and alpha is not None:
-            _checks.warn(f"{name}: alpha has no effect with use_softmax=True and include_background=False", depth=2)
+            _checks.warn(f"{name}: alpha has no effect with use_softmax=True and include_background=False")
             alpha = None
         if self.reduction == "none" or not (labels or self.use_softmax) and target.is_floating_point():
             losses = self._elements(input, target, labels, background, alpha)
@@ -479,22 +440,10 @@ class DiceCELoss(_Loss):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        weight: Tensor | None = None,
-        lambda_dice: float = 1.0,
-        lambda_ce: float = 1.0,
-        label_smoothing: float = 0.0,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, squared_pred: bool = False, jaccard: bool = False, reduction: str = "mean",
+        smooth_nr: float = 1e-5, smooth_dr: float = 1e-5, batch: bool = False, weight: Tensor | None = None, lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0, label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         reduction = _one_of("DiceCELoss", "reduction", reduction, ("mean", "sum"))
@@ -551,33 +500,18 @@ class DiceFocalLoss(_Loss):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        gamma: float = 2.0,
-        weight: Sequence[float] | float | Tensor | None = None,
-        lambda_dice: float = 1.0,
-        lambda_focal: float = 1.0,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, squared_pred: bool = False, jaccard: bool = False, reduction: str = "mean",
+        smooth_nr: float = 1e-5, smooth_dr: float = 1e-5, batch: bool = False, gamma: float = 2.0,
+        weight: Sequence[float] | float | Tensor | None = None, lambda_dice: float = 1.0, lambda_focal: float = 1.0,
         alpha: float | None = None,
     ) -> None:
         super().__init__()
         self.dice = DiceLoss(
-            include_background=include_background, to_onehot_y=to_onehot_y, sigmoid=sigmoid, softmax=softmax, other_act=other_act,
-            squared_pred=squared_pred, jaccard=jaccard, reduction=reduction, smooth_nr=smooth_nr, smooth_dr=smooth_dr, batch=batch,
-            weight=weight,
+            include_background=include_background, sigmoid=sigmoid, softmax=softmax, other_act=other_act, squared_pred=squared_pred,
+            jaccard=jaccard, reduction=reduction, smooth_nr=smooth_nr, smooth_dr=smooth_dr, batch=batch, weight=weight,
         )
-        self.focal = FocalLoss(
-            include_background=include_background, to_onehot_y=to_onehot_y, gamma=gamma, weight=weight, alpha=alpha, reduction=reduction
-        )
+        self.focal = FocalLoss(include_background=include_background, gamma=gamma, weight=weight, alpha=alpha, reduction=reduction)
         _not_negative("DiceFocalLoss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
@@ -587,15 +521,19 @@ class DiceFocalLoss(_Loss):
         input, target = _plain(input), _plain(target)
         _check_channels("DiceFocalLoss", input, target)
         dice, focal = self.dice, self.focal
-        hard = self.to_onehot_y and input.shape[1] > 1 or not target.is_floating_point()
-        everything = dice.include_background or input.shape[1] == 1
+        several = input.shape[1] > 1
+        labels = self.to_onehot_y and several
+        if self.to_onehot_y and not several:
+            dice._ignored("to_onehot_y=True")
+        hard = labels or not target.is_floating_point()
+        everything = dice.include_background or not several
         full = input.dtype.itemsize > 2  # the focal loss of half precision comes in float32
         if dice.sigmoid and hard and everything and full and dice.reduction == "mean" and not dice.jaccard:
-            input, target, options = dice._prepare(input, target)
+            input, target, options = dice._prepare(input, target, None, labels)
             return F.dice_focal_loss(
                 input, target, focal.gamma, self.lambda_dice, self.lambda_focal, alpha=focal.alpha, **dice._options(input, options)
             )
-        return self.lambda_dice * dice(input, target) + self.lambda_focal * focal(input, target)
+        return self.lambda_dice * dice._loss(input, target, None, labels) + self.lambda_focal * focal._loss(input, target, labels)
 
 
 class GeneralizedDiceFocalLoss(_Loss):
@@ -612,21 +550,10 @@ class GeneralizedDiceFocalLoss(_Loss):
     """
 
     def __init__(
-        self,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable | None = None,
-        w_type: str = "square",
-        reduction: str = "mean",
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        batch: bool = False,
-        gamma: float = 2.0,
-        weight: Sequence[float] | float | Tensor | None = None,
-        lambda_gdl: float = 1.0,
-        lambda_focal: float = 1.0,
+        self, include_background: bool = True, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, w_type: str = "square", reduction: str = "mean", smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5, batch: bool = False, gamma: float = 2.0, weight: Sequence[float] | float | Tensor | None = None,
+        lambda_gdl: float = 1.0, lambda_focal: float = 1.0,
     ) -> None:
         super().__init__()
         self.generalized_dice = GeneralizedDiceLoss(

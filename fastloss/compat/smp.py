@@ -80,7 +80,7 @@ class _Region(_Loss):
         """The prediction as (N, C, P), and the target as labels (N, P) or numbers (N, C, P)."""
         name, samples = type(self).__name__, y_pred.shape[0]
         if y_true.shape[0] != samples:
-            raise AssertionError(f"{name}: batch sizes differ, got y_pred of shape {tuple(y_pred.shape)} and y_true of {tuple(y_true.shape)}")
+            raise AssertionError(f"{name}: batch sizes differ, got shapes {tuple(y_pred.shape)} and {tuple(y_true.shape)}")
         channels = 1 if self.mode == BINARY_MODE else y_pred.shape[1]
         pixels = y_pred[0].numel() // max(channels, 1) if samples else torch.Size(y_pred.shape[1:]).numel() // max(channels, 1)
         wanted = samples * pixels * (1 if self.mode == MULTICLASS_MODE else channels)
@@ -230,8 +230,8 @@ class FocalLoss(_Loss):
     .. math:: \ell = \alpha_t (1 - p_t)^\gamma \text{BCE}(x, t), \quad p_t = e^{-\text{BCE}(x, t)}
 
     With `reduced_threshold` r the factor :math:`(1 - p_t)^\gamma` is 1 where :math:`p_t < r` and :math:`((1 - p_t) / r)^\gamma` elsewhere
-    (Sergievskiy and Ponamarev 2019); `normalized` divides by the sum of the factors of a class (de La Bourdonnaye et al. 2019). These two, and
-    floating targets, which may be soft, take plain torch; integer and bool targets otherwise one sweep.
+    (Sergievskiy and Ponamarev 2019); `normalized` divides by the sum of the factors of a class. These two, and floating targets, which
+    may be soft, take plain torch; integer and bool targets otherwise one sweep.
 
     Args:
         mode: ``"binary"``, ``"multiclass"`` or ``"multilabel"``.
@@ -294,7 +294,7 @@ class FocalLoss(_Loss):
         wanted = (y_pred.shape[0], *y_pred.shape[2:]) if multiclass else tuple(y_pred.shape)
         if tuple(y_true.shape) != wanted:
             got = tuple(y_true.shape)
-            raise ValueError(f"FocalLoss: expected y_true of shape {wanted} for y_pred of shape {tuple(y_pred.shape)}, got {got}")
+            raise ValueError(f"FocalLoss: y_true must have shape {wanted} for y_pred of shape {tuple(y_pred.shape)}, got {got}")
         if multiclass and y_true.is_floating_point():
             y_true = y_true.long()
         if binary and self.reduction in ("none", None):

@@ -466,7 +466,9 @@ def generalized_dice_loss(
         weight = _inverse_volume(volume, {"square": 2, "simple": 1, "uniform": 0}[class_weighting])
     else:
         weight = _class_weight(name, given_weight, volume.shape[-1], include_background).to(volume.dtype)
-    weighted = {key: (weight * value).sum(-1) for key, value in sums.items()}
+    weighted = {}
+    for key, value in sums.items():  # a comprehension would make a cell of `weight`, which Dynamo cannot see in locals() above
+        weighted[key] = (weight * value).sum(-1)
     losses = 1.0 - _ratio(weighted, _DICE, smooth, smooth_denominator, eps, 1, soft_label)
     return _reduce(name, losses, weighted, "image", "keep", None, include_background, reduction).to(sums_of.dtype)
 
@@ -608,7 +610,8 @@ def dice_focal_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return overridden("dice_focal", locals(), (input, target, weight))
-    given, name = locals(), "dice_focal_loss"
+    name = "dice_focal_loss"
+    given = locals()
     positive(name, "gamma", gamma, zero=True)
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise ValueError(f"{name}: alpha must be in [0, 1] or None, got {alpha}")
