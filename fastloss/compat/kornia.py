@@ -23,8 +23,9 @@ from .. import functional as F
 from ._overlap import class_labels, statistics
 
 __all__ = [
-    "BaseError", "BinaryFocalLossWithLogits", "DiceLoss", "FocalLoss", "ShapeError", "TverskyLoss", "TypeCheckError",
-    "binary_focal_loss_with_logits", "dice_loss", "focal_loss", "tversky_loss",
+    "BaseError", "BinaryFocalLossWithLogits", "DiceLoss", "FocalLoss", "LovaszHingeLoss", "LovaszSoftmaxLoss", "ShapeError",
+    "TverskyLoss", "TypeCheckError", "binary_focal_loss_with_logits", "dice_loss", "focal_loss", "lovasz_hinge_loss", "lovasz_softmax_loss",
+    "tversky_loss",
 ]
 
 
@@ -292,6 +293,64 @@ def binary_focal_loss_with_logits(
     return hit + F.sigmoid_focal_loss(pred, zero, balance, gamma, reduction, weight=factor * (1 - target))
 
 
+def _lovasz(name: str, pred: Tensor, target: Tensor, fits: bool, channels: str, batches: tuple[int, ...]) -> None:
+    if pred.dim() != 4 or not fits:
+        raise (ShapeError if pred.dim() != 4 or channels == "1" else ValueError)(
+            f"{name}: expected pred of shape (B, {channels}, H, W), got {tuple(pred.shape)}"
+        )
+    if target.dim() != 3:
+        raise ShapeError(f"{name}: expected target of shape (B, H, W), got {tuple(target.shape)}")
+    if pred.shape[0] not in batches or pred.shape[2:] != target.shape[1:]:
+        raise ValueError(f"{name}: expected target of shape (B, H, W) for pred of shape {tuple(pred.shape)}, got {tuple(target.shape)}")
+    if pred.device != target.device:
+        raise ValueError(f"{name}: pred and target must be on one device, got {pred.device} and {target.device}")
+
+
+def lovasz_hinge_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """kornia's Lovasz hinge: :func:`fastloss.functional.lovasz_hinge_loss`, the mean over images.
+
+    Args:
+        pred: logits (B, 1, H, W).
+        target: labels (B, H, W), 0 and 1.
+
+    Shape:
+        loss: ``()``
+
+    Raises:
+        ShapeError: the dimensions are others.
+        ValueError: sizes or devices do not fit.
+        IndexError: a label is neither 0 nor 1 (on CPU tensors; kornia reads it as a number).
+    """
+    _lovasz("lovasz_hinge_loss", pred, target, pred.dim() == 4 and pred.shape[1] == 1, "1", target.shape[:1])
+    return F.lovasz_hinge_loss(pred, target)
+
+
+def lovasz_softmax_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""kornia's Lovasz-softmax: :func:`fastloss.functional.lovasz_softmax_loss`, the mean over images and over all classes.
+
+    Args:
+        pred: logits (B, C, H, W) of at least two classes; with B = 1 for every target.
+        target: labels (B, H, W).
+        weight: a factor for the loss of each class; the mean divides by C all the same. Each class then takes a sweep. Default: 1.
+
+    Shape:
+        loss: ``()``
+
+    Raises:
+        ShapeError: the dimensions are others.
+        ValueError: sizes or devices do not fit, or there is one class.
+        BaseError: weight does not fit.
+    """
+    name = "lovasz_softmax_loss"
+    _lovasz(name, pred, target, pred.dim() == 4 and pred.shape[1] > 1, "C > 1", (*target.shape[:1], 1))
+    _per_class(name, "weight", weight, pred)
+    pred = pred.expand(target.shape[0], -1, -1, -1)
+    if weight is None:
+        return F.lovasz_softmax_loss(pred, target, "all", per_image=True)
+    losses = [F.lovasz_softmax_loss(pred, target, [c], per_image=True) for c in range(pred.shape[1])]
+    return (torch.stack(losses) * weight.reshape(-1)).mean()
+
+
 def _keep(module: nn.Module, name: str, weight: Tensor | None) -> None:
     """Keep class weights as kornia does: a parameter, or a buffer that is not saved."""
     if isinstance(weight, nn.Parameter):
@@ -376,3 +435,21 @@ class BinaryFocalLossWithLogits(nn.Module):
         return binary_focal_loss_with_logits(
             pred, target, self.alpha, self.gamma, self.reduction, self.pos_weight, self.weight, self.ignore_index
         )
+
+
+class LovaszHingeLoss(nn.Module):
+    """The module of :func:`lovasz_hinge_loss`."""
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        return lovasz_hinge_loss(pred, target)
+
+
+class LovaszSoftmaxLoss(nn.Module):
+    """The module of :func:`lovasz_softmax_loss`."""
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        _keep(self, "weight", weight)
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        return lovasz_softmax_loss(pred, target, self.weight)

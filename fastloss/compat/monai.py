@@ -30,135 +30,16 @@ from .. import _checks
 from .. import functional as F
 from .. import nn as fnn
 from ..registry import LOSSES
+from ._monai import Classes, Region, class_weight, not_negative, one_of, plain
 from ._overlap import one_hot, statistics, volume
 
 __all__ = [
-    "Dice", "DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss", "GeneralizedDiceFocalLoss", "GeneralizedDiceLoss", "MaskedDiceLoss",
-    "TverskyLoss", "dice_ce", "dice_focal", "generalized_dice", "generalized_dice_focal",
+    "Dice", "DiceCELoss", "DiceFocalLoss", "DiceLoss", "FocalLoss", "GeneralizedDiceFocalLoss", "GeneralizedDiceLoss", "HausdorffDTLoss",
+    "LogHausdorffDTLoss", "MaskedDiceLoss", "TverskyLoss", "dice_ce", "dice_focal", "generalized_dice", "generalized_dice_focal",
 ]
 
-_MASKED = -100  # marks pixels that a mask leaves out
 
-
-def _one_of(name: str, argument: str, value: object, allowed: tuple[str, ...]) -> str:
-    """A string, or a member of one of MONAI's string enumerations."""
-    value = getattr(value, "value", value)
-    if value not in allowed:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
-
-
-_REDUCTIONS = ("none", "mean", "sum")
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A MetaTensor without its metadata, since kernels run on plain tensors."""
-    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
-
-
-def _not_negative(name: str, **factors: float) -> None:
-    for argument, value in factors.items():
-        _checks.positive(name, argument, value, zero=True)
-
-
-def _class_weight(name: str, weight: Tensor | None, classes: int, device: torch.device) -> Tensor | None:
-    """(C,) factors for the classes that count; a single class has none."""
-    if weight is None or classes == 1:
-        return None
-    if weight.dim() == 0:
-        weight = weight.expand(classes)
-    if weight.shape[0] != classes:
-        raise ValueError(
-            f"{name}: weight must have one number for each of the {classes} classes that count (without the background's where "
-            f"include_background=False), got shape {tuple(weight.shape)}"
-        )
-    _checks.not_negative(name, "weight", weight)
-    return weight.to(device)
-
-
-class _Classes(_Loss):
-    """What all these losses do with their targets: the classes that count, and labels that stay labels."""
-
-    mismatch: type[Exception] = AssertionError
-
-    def __init__(self, include_background: bool, to_onehot_y: bool, reduction: str) -> None:
-        super().__init__(reduction=_one_of(type(self).__name__, "reduction", reduction, _REDUCTIONS))
-        self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
-
-    def _ignored(self, argument: str) -> None:
-        _checks.warn(f"{type(self).__name__}: {argument} has no effect, since the prediction has a single channel")
-
-    def _targets(self, input: Tensor, target: Tensor, labels: bool | None = None) -> tuple[Tensor, bool, bool]:
-        """(labels (N, d1, ...) or numbers of input's shape, whether they are labels, whether the background counts)"""
-        name, single = type(self).__name__, input.shape[1] == 1
-        labels, background = self.to_onehot_y if labels is None else labels, self.include_background
-        if labels and single:
-            self._ignored("to_onehot_y=True")
-            labels = False
-        if not background and single:
-            self._ignored("include_background=False")
-            background = True
-        if labels:
-            if target.dim() < 2:
-                target = target.unsqueeze(1)
-            if target.shape[1] != 1:
-                raise AssertionError(f"{name}: with to_onehot_y=True expected target of one channel (N, 1, ...), got {tuple(target.shape)}")
-        wanted = (input.shape[0], 1, *input.shape[2:]) if labels else tuple(input.shape)
-        if tuple(target.shape) != wanted:
-            got = tuple(target.shape)
-            raise self.mismatch(f"{name}: expected target of shape {wanted} for input of shape {tuple(input.shape)}, got {got}")
-        return (target[:, 0].long() if labels else target), labels, background
-
-
-class _Region(_Classes):
-    """What the losses over regions share: activations, smoothing, groups."""
-
-    def __init__(
-        self, include_background: bool, to_onehot_y: bool, sigmoid: bool, softmax: bool, other_act: Callable | None, reduction: str,
-        smooth_nr: float, smooth_dr: float, batch: bool, soft_label: bool,
-    ) -> None:
-        super().__init__(include_background, to_onehot_y, reduction)
-        name = type(self).__name__
-        if other_act is not None and not callable(other_act):
-            raise TypeError(f"{name}: other_act must be None or callable, got {type(other_act).__name__}")
-        if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
-            raise ValueError(f"{name}: at most one of sigmoid=True, softmax=True and other_act may be given")
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
-        self.smooth_nr = float(smooth_nr)
-        self.smooth_dr = float(smooth_dr)
-        self.batch = batch
-        self.soft_label = soft_label
-
-    def _prepare(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, labels: bool | None = None
-    ) -> tuple[Tensor, Tensor, dict[str, object]]:
-        """The tensors for a function of fastloss.functional, and the options that all of them take."""
-        input, target = _plain(input), _plain(target)
-        activation = "sigmoid" if self.sigmoid else "none"
-        if self.softmax:
-            if input.shape[1] == 1:
-                self._ignored("softmax=True")
-            else:
-                activation = "softmax"
-        if self.other_act is not None:
-            input = _plain(self.other_act(input))
-        target, labels, background = self._targets(input, target, labels)
-        if mask is not None:
-            shape = (input.shape[0], 1, *input.shape[2:])
-            kept = torch.broadcast_to(_plain(mask) != 0, shape)
-            dense = target if target.is_floating_point() else target.to(input.dtype)
-            target = torch.where(kept[:, 0], target, _MASKED) if labels else torch.where(kept, dense, _MASKED)
-        return input, target, {
-            "activation": activation, "smooth": self.smooth_nr, "smooth_denominator": self.smooth_dr, "eps": 0.0,
-            "soft_label": self.soft_label, "include_background": background, "ignore_index": None if mask is None else _MASKED,
-            "reduction": self.reduction,
-        }
-
-
-class DiceLoss(_Region):
+class DiceLoss(Region):
     r"""MONAI's ``DiceLoss``: :func:`fastloss.functional.dice_loss`, or :func:`~fastloss.functional.jaccard_loss`, of each sample and class.
 
     .. math:: \ell = 1 - \frac{2 I + \text{smooth\_nr}}{P + T + \text{smooth\_dr}}, \quad
@@ -207,11 +88,11 @@ class DiceLoss(_Region):
             "group": "batch" if self.batch else "sample",
             "power": 2 if self.squared_pred else 1,
             "soft_label": self.soft_label and not self.squared_pred,  # of squares, MONAI's intersection is the sum of p t in any case
-            "weight": _class_weight(type(self).__name__, self.class_weight, counted, input.device),
+            "weight": class_weight(type(self).__name__, self.class_weight, counted, input.device),
         }
 
     def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None = None, labels: bool | None = None) -> Tensor:
-        input, target, options = self._prepare(input, target, mask, labels)
+        input, target, options = self.prepare(input, target, mask, labels)
         options = self._options(input, options)
         if self.jaccard:
             halves = {"smooth": self.smooth_nr / 2, "smooth_denominator": self.smooth_dr / 2}
@@ -248,7 +129,7 @@ class MaskedDiceLoss(DiceLoss):
         return self._loss(input, target, mask)
 
 
-class GeneralizedDiceLoss(_Region):
+class GeneralizedDiceLoss(Region):
     """MONAI's ``GeneralizedDiceLoss``: :func:`fastloss.functional.generalized_dice_loss`.
 
     Args:
@@ -271,15 +152,15 @@ class GeneralizedDiceLoss(_Region):
         super().__init__(
             include_background, to_onehot_y, sigmoid, softmax, other_act, reduction, smooth_nr, smooth_dr, batch, soft_label
         )
-        self.w_type = _one_of(type(self).__name__, "w_type", w_type, ("square", "simple", "uniform"))
+        self.w_type = one_of(type(self).__name__, "w_type", w_type, ("square", "simple", "uniform"))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target, options = self._prepare(input, target)
+        input, target, options = self.prepare(input, target)
         loss = F.generalized_dice_loss(input, target, class_weighting=self.w_type, batch=self.batch, **options)
         return loss if self.reduction != "none" else loss.reshape(*loss.shape, *[1] * (input.dim() - 1))
 
 
-class TverskyLoss(_Region):
+class TverskyLoss(Region):
     """MONAI's ``TverskyLoss``: :func:`fastloss.functional.tversky_loss` of each sample and class.
 
     Args:
@@ -306,7 +187,7 @@ class TverskyLoss(_Region):
         self.beta = beta
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target, options = self._prepare(input, target)
+        input, target, options = self.prepare(input, target)
         return F.tversky_loss(input, target, self.alpha, self.beta, group="batch" if self.batch else "sample", **options)
 
 
@@ -317,7 +198,7 @@ def _soft_sigmoid_focal(input: Tensor, target: Tensor, gamma: float, alpha: floa
     return loss if alpha is None else loss * (alpha * target + (1 - alpha) * (1 - target))
 
 
-class FocalLoss(_Classes):
+class FocalLoss(Classes):
     r"""MONAI's ``FocalLoss`` of logits: of every channel by its sigmoid, or with `use_softmax` over the channels.
 
     .. math:: \ell = -\alpha_t (1 - p_t)^\gamma \log p_t
@@ -356,11 +237,11 @@ class FocalLoss(_Classes):
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._loss(_plain(input), _plain(target))
+        return self._loss(plain(input), plain(target))
 
     def _loss(self, input: Tensor, target: Tensor, labels: bool | None = None) -> Tensor:
         name = type(self).__name__
-        target, labels, background = self._targets(input, target, labels)
+        target, labels, background = self.targets(input, target, labels)
         alpha = self.alpha
         _checks.positive(name, "gamma", self.gamma, zero=True)
         if alpha is not None and not 0 <= alpha <= 1:
@@ -386,7 +267,7 @@ class FocalLoss(_Classes):
 
     def _weighted(self, losses: Tensor, alpha: float | None) -> Tensor:
         """Losses (N, C, ...) times the factors of their classes."""
-        weight = _class_weight(type(self).__name__, self.class_weight, losses.shape[1], losses.device)
+        weight = class_weight(type(self).__name__, self.class_weight, losses.shape[1], losses.device)
         shape = (-1, *[1] * (losses.dim() - 2))
         losses = losses if weight is None else losses * weight.to(losses.dtype).view(shape)
         if alpha is not None:
@@ -446,8 +327,8 @@ class DiceCELoss(_Loss):
         lambda_ce: float = 1.0, label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        reduction = _one_of("DiceCELoss", "reduction", reduction, ("mean", "sum"))
-        _not_negative("DiceCELoss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        reduction = one_of("DiceCELoss", "reduction", reduction, ("mean", "sum"))
+        not_negative("DiceCELoss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         self.dice = DiceLoss(
             include_background=include_background, to_onehot_y=to_onehot_y, sigmoid=sigmoid, softmax=softmax, other_act=other_act,
             squared_pred=squared_pred, jaccard=jaccard, reduction=reduction, smooth_nr=smooth_nr, smooth_dr=smooth_dr, batch=batch,
@@ -469,13 +350,13 @@ class DiceCELoss(_Loss):
         return self.binary_cross_entropy(input, target if target.is_floating_point() else target.to(input.dtype))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target = _plain(input), _plain(target)
+        input, target = plain(input), plain(target)
         _check_channels("DiceCELoss", input, target)
         dice, single = self.dice, input.shape[1] == 1
         weight = self.binary_cross_entropy.pos_weight if single else self.cross_entropy.weight
         fused = dice.sigmoid and weight is None if single else dice.softmax and self.cross_entropy.label_smoothing == 0
         if fused and dice.reduction == "mean" and not dice.jaccard:
-            input, target, options = dice._prepare(input, target)
+            input, target, options = dice.prepare(input, target)
             options = dice._options(input, options) | {"weight": weight}
             return F.dice_ce_loss(input, target, self.lambda_dice, self.lambda_ce, **options)
         region = dice(input, target)  # first, for its check of shapes
@@ -512,24 +393,24 @@ class DiceFocalLoss(_Loss):
             jaccard=jaccard, reduction=reduction, smooth_nr=smooth_nr, smooth_dr=smooth_dr, batch=batch, weight=weight,
         )
         self.focal = FocalLoss(include_background=include_background, gamma=gamma, weight=weight, alpha=alpha, reduction=reduction)
-        _not_negative("DiceFocalLoss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        not_negative("DiceFocalLoss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
         self.to_onehot_y = to_onehot_y
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target = _plain(input), _plain(target)
+        input, target = plain(input), plain(target)
         _check_channels("DiceFocalLoss", input, target)
         dice, focal = self.dice, self.focal
         several = input.shape[1] > 1
         labels = self.to_onehot_y and several
         if self.to_onehot_y and not several:
-            dice._ignored("to_onehot_y=True")
+            dice.ignored("to_onehot_y=True")
         hard = labels or not target.is_floating_point()
         everything = dice.include_background or not several
         full = input.dtype.itemsize > 2  # the focal loss of half precision comes in float32
         if dice.sigmoid and hard and everything and full and dice.reduction == "mean" and not dice.jaccard:
-            input, target, options = dice._prepare(input, target, None, labels)
+            input, target, options = dice.prepare(input, target, None, labels)
             return F.dice_focal_loss(
                 input, target, focal.gamma, self.lambda_dice, self.lambda_focal, alpha=focal.alpha, **dice._options(input, options)
             )
@@ -563,14 +444,74 @@ class GeneralizedDiceFocalLoss(_Loss):
         self.focal = FocalLoss(
             include_background=include_background, to_onehot_y=to_onehot_y, gamma=gamma, weight=weight, reduction=reduction
         )
-        _not_negative("GeneralizedDiceFocalLoss", lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
+        not_negative("GeneralizedDiceFocalLoss", lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
         self.lambda_gdl = lambda_gdl
         self.lambda_focal = lambda_focal
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target = _plain(input), _plain(target)
+        input, target = plain(input), plain(target)
         _check_channels("GeneralizedDiceFocalLoss", input, target)
         return self.lambda_gdl * self.generalized_dice(input, target) + self.lambda_focal * self.focal(input, target)
+
+
+class HausdorffDTLoss(Classes):
+    """MONAI's ``HausdorffDTLoss``: :func:`fastloss.functional.hausdorff_dt_loss`.
+
+    Args:
+        alpha: the power of distances. Default: 2.
+        include_background: whether channel 0 counts. Default: False.
+        to_onehot_y: whether targets are labels (N, 1, d1, ...). Default: False.
+        sigmoid, softmax: how inputs become probabilities; at most one. Default: they are probabilities.
+        other_act: applied after these. Default: None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        batch: whether the mean over pixels is over the samples too. Default: False.
+
+    Shape:
+        loss: ``()``; for ``reduction="none"`` (N, C, 1, ...), with `batch` (1, C, 1, ...), of the classes that count.
+
+    Raises:
+        TypeError: `other_act` is not callable.
+        ValueError: inputs have no two or three spatial dimensions; sigmoid and softmax; unknown reduction.
+        AssertionError: target does not have the shape it should.
+    """
+
+    def __init__(
+        self, alpha: float = 2.0, include_background: bool = False, to_onehot_y: bool = False, sigmoid: bool = False, softmax: bool = False,
+        other_act: Callable | None = None, reduction: str = "mean", batch: bool = False,
+    ) -> None:
+        super().__init__(include_background, to_onehot_y, reduction)
+        name = type(self).__name__
+        if other_act is not None and not callable(other_act):
+            raise TypeError(f"{name}: other_act must be None or callable, got {type(other_act).__name__}")
+        if sigmoid and softmax:
+            raise ValueError(f"{name}: at most one of sigmoid=True and softmax=True may be given")
+        self.alpha = alpha
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.batch = batch
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        input, target = plain(input), plain(target)
+        if input.dim() not in (4, 5):
+            raise ValueError(f"{type(self).__name__}: expected input (N, C, H, W) or (N, C, H, W, D), got shape {tuple(input.shape)}")
+        sigmoid, softmax = self.sigmoid, self.softmax and input.shape[1] > 1
+        if self.softmax and not softmax:
+            self.ignored("softmax=True")
+        if self.other_act is not None:
+            input = torch.sigmoid(input) if sigmoid else torch.softmax(input, 1) if softmax else input
+            input, sigmoid, softmax = plain(self.other_act(input)), False, False
+        target, labels, background = self.targets(input, target)
+        return F.hausdorff_dt_loss(
+            input, target.unsqueeze(1) if labels else target, self.alpha, background, labels, sigmoid, softmax, self.reduction, self.batch
+        )
+
+
+class LogHausdorffDTLoss(HausdorffDTLoss):
+    """MONAI's ``LogHausdorffDTLoss``: the logarithm of 1 plus :class:`HausdorffDTLoss`, element by element."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return torch.log1p(super().forward(input, target))
 
 
 Dice = DiceLoss

@@ -29,7 +29,7 @@ from ..functional.segmentation import _power
 from ._overlap import class_labels, one_hot, statistics, volume
 
 __all__ = [
-    "BINARY_MODE", "DiceLoss", "FocalLoss", "JaccardLoss", "MULTICLASS_MODE", "MULTILABEL_MODE", "SoftBCEWithLogitsLoss",
+    "BINARY_MODE", "DiceLoss", "FocalLoss", "JaccardLoss", "LovaszLoss", "MULTICLASS_MODE", "MULTILABEL_MODE", "SoftBCEWithLogitsLoss",
     "SoftCrossEntropyLoss", "TverskyLoss",
 ]
 
@@ -346,6 +346,39 @@ def _power_of_miss(log_p: Tensor, gamma: float) -> Tensor:
         return torch.ones_like(log_p)
     usual = log_p < -1e-30
     return torch.where(usual, torch.exp(gamma * torch.log(-torch.expm1(torch.where(usual, log_p, -1.0)))), 0.0)
+
+
+class LovaszLoss(_Loss):
+    """smp's ``LovaszLoss``: Lovasz hinge; of ``"multiclass"`` Lovasz-softmax.
+
+    :func:`fastloss.functional.lovasz_hinge_loss` and :func:`fastloss.functional.lovasz_softmax_loss`. The hinge of ``"multilabel"`` takes
+    the elements of all channels together; the softmax is over the classes that are present.
+
+    Args:
+        mode: ``"binary"``, ``"multiclass"`` or ``"multilabel"``.
+        per_image: the mean of the losses of the images, instead of one loss of the batch. Default: False.
+        ignore_index: label that does not count. Default: None.
+        from_logits: has no effect, as there: predictions are logits.
+
+    Shape:
+        loss: ``()``; 0 where everything is ignored (an empty tensor there, of ``"multiclass"``)
+
+    Raises:
+        AssertionError: unknown mode.
+        ValueError: shapes do not fit, or labels are soft.
+    """
+
+    def __init__(self, mode: str, per_image: bool = False, ignore_index: int | None = None, from_logits: bool = True) -> None:
+        super().__init__()
+        _check_mode("LovaszLoss", mode, None)
+        self.mode = mode
+        self.ignore_index = ignore_index
+        self.per_image = per_image
+
+    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        if self.mode == MULTICLASS_MODE:
+            return F.lovasz_softmax_loss(y_pred, y_true, per_image=self.per_image, ignore_index=self.ignore_index)
+        return F.lovasz_hinge_loss(y_pred.flatten(1), y_true.flatten(1), self.per_image, self.ignore_index)
 
 
 class SoftBCEWithLogitsLoss(nn.Module):
