@@ -155,6 +155,7 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     reduction: str = "none",
     *,
+    weight: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Focal loss of logits of the positive class: cross-entropy that well-classified elements hardly count in.
@@ -171,6 +172,7 @@ def sigmoid_focal_loss(
         alpha: balance of the classes in [0, 1], or -1 for none. Default: 0.25.
         gamma: focusing parameter, at least 0. Default: 2.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``. Default: ``"none"``, as in torchvision.
+        weight: a factor for each element; broadcasts to `input`. A mean divides by the number of elements. Default: 1.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -192,7 +194,7 @@ def sigmoid_focal_loss(
     if not (alpha == -1 or 0 <= alpha <= 1):
         raise ValueError(f"sigmoid_focal: Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     _checks.positive("sigmoid_focal", "gamma", gamma, zero=True)
-    return elementwise_loss("sigmoid_focal", (float(alpha), float(gamma)), (input, target, None), None, reduction, backend=backend)
+    return elementwise_loss("sigmoid_focal", (float(alpha), float(gamma)), (input, target, None), weight, reduction, backend=backend)
 
 
 def _brier(input: Tensor, target: Tensor, from_logits: float) -> Tensor:

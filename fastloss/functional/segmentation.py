@@ -30,7 +30,7 @@ _ARGUMENTS = {
     "softmax, but sigmoid for one channel.",
     "smooth": "added to the numerator, and to the denominator unless `smooth_denominator` says otherwise.",
     "smooth_denominator": "added to the denominator. Default: `smooth`.",
-    "eps": "what the denominator is at least.",
+    "eps": "what the denominator is at least; 0 leaves it as it is, and a score of nothing is then NaN.",
     "power": "1, or 2 to square probabilities and targets in the denominator (Milletari et al. 2016). Default: 1.",
     "soft_label": "take the intersection as :math:`(P + T - \\sum |p - t|) / 2`, which is largest at :math:`p = t` for soft targets too\n"
     "(Wang et al. 2023). Default: False.",
@@ -120,8 +120,8 @@ def _ratio(
     predicted, there = sums["input" + squared], sums["target" + squared]
     shared = (predicted + there - sums["difference"]) / 2 if soft_label else sums["intersection"]
     a, b0, b1, b2 = coefficients
-    bottom = smooth if smooth_denominator is None else smooth_denominator
-    return (a * shared + smooth) / (b0 * shared + b1 * predicted + b2 * there + bottom).clamp_min(eps)
+    denominator = b0 * shared + b1 * predicted + b2 * there + (smooth if smooth_denominator is None else smooth_denominator)
+    return (a * shared + smooth) / (denominator.clamp_min(eps) if eps else denominator)
 
 
 def _reduce(
@@ -142,17 +142,32 @@ def _reduce(
             raise TypeError(f"{name}: weight must be a Tensor or None, got {type(weight).__name__}")
         if group not in ("sample", "batch"):
             raise ValueError(f"{name}: weight needs scores of single classes, group='sample' or 'batch', got group={group!r}")
-        classes = losses.shape[-1]
-        weight = weight if include_background or weight.shape == losses.shape[-1:] else weight[1:]
-        if weight.shape != losses.shape[-1:]:
-            raise ValueError(f"{name}: weight must have one number for each of {classes} classes, got shape {tuple(weight.shape)}")
-        losses = losses * weight.to(losses.dtype)
+        losses = losses * _class_weight(name, weight, losses.shape[-1], include_background).to(losses.dtype)
     losses = losses if present is None else losses * present
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
     return losses.mean() if absent != "skip" else losses.sum() / present.sum().clamp_min(1.0)
+
+
+def _class_weight(name: str, weight: Tensor, classes: int, include_background: bool) -> Tensor:
+    """The weights of the classes that count, which may have come with the background's."""
+    chosen = weight if include_background or weight.shape == (classes,) else weight[1:]
+    if chosen.shape != (classes,):
+        raise ValueError(f"{name}: weight must have one number for each of {classes} classes, got shape {tuple(weight.shape)}")
+    return chosen
+
+
+@torch.no_grad()
+def _inverse_volume(volume: Tensor, power: int) -> Tensor:
+    """One over the volume to a power; where that is infinite, the largest weight that is not in the last dimension."""
+    if not volume.shape[-1]:
+        return volume
+    weight = volume**-power
+    finite = weight.isfinite()
+    weight = torch.where(finite, weight, 0.0)
+    return torch.where(finite, weight, weight.amax(-1, keepdim=True))
 
 
 def _region_loss(name, coefficients, given, gamma: float = 1.0) -> Tensor:
@@ -171,7 +186,7 @@ def _region_loss(name, coefficients, given, gamma: float = 1.0) -> Tensor:
 def _check_ratio(name: str, given: dict) -> None:
     positive(name, "smooth", given["smooth"], zero=True)
     positive(name, "smooth_denominator", given["smooth_denominator"] or 0.0, zero=True)
-    positive(name, "eps", given["eps"])
+    positive(name, "eps", given["eps"], zero=True)
     _choice(name, "power", given.get("power", 1), (1, 2))
 
 
@@ -294,6 +309,7 @@ def tversky_loss(
     smooth: float = 1e-5,
     smooth_denominator: float | None = None,
     eps: float = 1e-7,
+    soft_label: bool = False,
     group: str = "sample",
     absent: str = "keep",
     weight: Tensor | None = None,
@@ -317,7 +333,7 @@ def tversky_loss(
         the mean or sum: ``()``; without a reduction by `group`.
 
     Source:
-        Salehi et al. 2017, equation 2.
+        Salehi et al. 2017, equation 2; soft labels: Wang et al. 2023, equation 5.
 
     Example:
         >>> import torch, fastloss
@@ -397,11 +413,12 @@ def generalized_dice_loss(
     input: Tensor,
     target: Tensor,
     *,
-    class_weighting: str = "square",
+    class_weighting: str | Tensor = "square",
     activation: str | None = None,
     smooth: float = 1e-5,
     smooth_denominator: float | None = None,
     eps: float = 1e-7,
+    soft_label: bool = False,
     batch: bool = False,
     include_background: bool = True,
     ignore_index: int | None = None,
@@ -415,10 +432,11 @@ def generalized_dice_loss(
         \quad w_c = \left(\sum t_c\right)^{-2}
 
     A class that is absent gets the largest weight that a class of the same sample has, 0 where there is none. No gradient flows through
-    the weights.
+    the volumes.
 
     Args:
-        class_weighting: ``"square"``: one over the squared volume; ``"simple"``: one over the volume; ``"uniform"``: 1. Default: square.
+        class_weighting: ``"square"``: one over the squared volume; ``"simple"``: one over the volume; ``"uniform"``: 1; or (C,) weights,
+            of all classes or of those that count. Default: ``"square"``.
         batch: take one score over the whole batch instead of one a sample. Default: False.
         reduction: ``"mean"`` or ``"sum"`` over the samples, or ``"none"``: (N,), or () with `batch`. Default: ``"mean"``.
 
@@ -434,22 +452,24 @@ def generalized_dice_loss(
         >>> fastloss.functional.generalized_dice_loss(logits, torch.tensor([[0, 1]]))
         tensor(0.0686)
     """
-    if has_torch_function_variadic(input, target):
-        return overridden("generalized_dice", locals(), (input, target))
+    given_weight = class_weighting if isinstance(class_weighting, Tensor) else None
+    if has_torch_function_variadic(input, target, given_weight):
+        return overridden("generalized_dice", locals(), (input, target, given_weight))
     given, name = locals(), "generalized_dice_loss"
     _check_ratio(name, given)
-    _choice(name, "class_weighting", class_weighting, ("square", "simple", "uniform"))
+    if given_weight is None:
+        _choice(name, "class_weighting", class_weighting, ("square", "simple", "uniform"))
     sums_of = _Sums(name, input, target, activation, None, lambda activation: (), include_background, ignore_index, channel_dim, backend)
     sums = sums_of.grouped("batch" if batch else "sample")
-    with torch.no_grad():
-        volume = sums["target"]
-        there = volume > 0
-        power = {"square": 2, "simple": 1, "uniform": 0}[class_weighting]
-        weight = torch.where(there, torch.where(there, volume, 1.0) ** -power, 0.0)
-        if weight.shape[-1]:
-            weight = torch.where(there, weight, weight.amax(-1, keepdim=True)) if power else torch.ones_like(weight)
-    weighted = {key: (weight * value).sum(-1) for key, value in sums.items()}
-    losses = 1.0 - _ratio(weighted, _DICE, smooth, smooth_denominator, eps, 1, False)
+    volume = sums["target"]
+    if given_weight is None:
+        weight = _inverse_volume(volume, {"square": 2, "simple": 1, "uniform": 0}[class_weighting])
+    else:
+        weight = _class_weight(name, given_weight, volume.shape[-1], include_background).to(volume.dtype)
+    weighted = {}
+    for key, value in sums.items():  # a comprehension would make a cell of `weight`, which Dynamo cannot see in locals() above
+        weighted[key] = (weight * value).sum(-1)
+    losses = 1.0 - _ratio(weighted, _DICE, smooth, smooth_denominator, eps, 1, soft_label)
     return _reduce(name, losses, weighted, "image", "keep", None, include_background, reduction).to(sums_of.dtype)
 
 
@@ -590,7 +610,8 @@ def dice_focal_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return overridden("dice_focal", locals(), (input, target, weight))
-    given, name = locals(), "dice_focal_loss"
+    name = "dice_focal_loss"
+    given = locals()
     positive(name, "gamma", gamma, zero=True)
     if alpha is not None and not 0.0 <= alpha <= 1.0:
         raise ValueError(f"{name}: alpha must be in [0, 1] or None, got {alpha}")
