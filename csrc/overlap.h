@@ -107,7 +107,8 @@ struct OnSoftmax<NoTerm> {
 //
 // The target is either labels, an integer for each pixel, t_c = [label == c + first_label]; or has a number of the input's type for each
 // element. With has_ignore, pixels of that label, or elements of that target, do not count: they add 0 to every sum and get a gradient
-// of exactly 0, whatever the input holds there.
+// of exactly 0, whatever the input holds there. (An element of a target of numbers still takes part in its pixel's softmax, through which
+// a gradient reaches it.)
 struct OverlapCall {
   int64_t samples, classes, pixels;
   const void* input;

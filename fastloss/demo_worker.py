@@ -24,8 +24,10 @@ CONTEXT = 8  # words that the language model sees before the one it predicts
 WIDTH = 64
 BATCH_WORDS = 1536
 BATCH_DIGITS = 64
+BATCH_SCENES = 16
 HELD_OUT = 0.1
-LOSSES = {"torch": nn.CrossEntropyLoss, "fastloss": fastloss.nn.CrossEntropyLoss}
+SCENE = 48  # pixels across
+CLASSES = 11  # of a scene's pixels: background, and ten digits
 
 
 class LanguageModel(nn.Module):
@@ -91,7 +93,82 @@ class Digits:
         return {"accuracy": correct.float().mean().item()}
 
 
-MODELS: dict[str, Callable[[Path], Words | Digits]] = {"words": Words, "digits": Digits}
+class Scenes:
+    """Images of four of scikit-learn's digits each, at twice their size and partly over one another, in noise; every pixel has a class.
+
+    A tenth of the digits is held out: held-out scenes are made of these.
+    """
+
+    def __init__(self, data: Path) -> None:
+        torch.set_num_threads(1)
+        stored = numpy.load(data)
+        digits, labels = torch.from_numpy(stored["images"]).float() / 16, torch.from_numpy(stored["labels"]).long()
+        digits = digits.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        split = int(len(digits) * (1 - HELD_OUT))
+        self.images, self.masks = self._scenes(digits[:split], labels[:split], 256)
+        self.held_out = self._scenes(digits[split:], labels[split:], 64)
+        self.data = data
+        self.model = nn.Sequential(
+            nn.Conv2d(1, 24, 5, padding=2), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=2, dilation=2), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=4, dilation=4), nn.ReLU(), nn.Conv2d(32, CLASSES, 1),
+        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-3)
+
+    @staticmethod
+    def _scenes(digits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        images, masks = 0.1 * torch.rand(count, 1, SCENE, SCENE), torch.zeros(count, SCENE, SCENE, dtype=torch.uint8)
+        size = digits.shape[-1]
+        for scene in range(count):
+            for place in range(4):
+                chosen = int(torch.randint(len(digits), ()))
+                top, left = (int(torch.randint(0, SCENE // 2 - size + 6, ())) + SCENE // 2 * side for side in (place // 2, place % 2))
+                top, left = min(top, SCENE - size), min(left, SCENE - size)
+                part = slice(top, top + size), slice(left, left + size)
+                images[scene, 0][part] = torch.maximum(images[scene, 0][part], digits[chosen])
+                masks[scene][part] = torch.where(digits[chosen] > 0.3, (labels[chosen] + 1).to(torch.uint8), masks[scene][part])
+        return images, masks
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            for places in torch.randperm(len(self.images)).split(BATCH_SCENES):
+                yield self.images[places], self.masks[places]
+
+    def score(self) -> dict[str, float]:
+        """Mean intersection over union of the digits, in held-out scenes; the masks of a few go to a file beside the data."""
+        images, masks = self.held_out
+        found = self.model(images).argmax(1)
+        numpy.savez(self.data.with_suffix(".masks.npz"), image=images[:3, 0], truth=masks[:3], found=found[:3].to(torch.uint8))
+        shared = [((found == c) & (masks == c)).sum() / ((found == c) | (masks == c)).sum().clamp_min(1) for c in range(1, CLASSES)]
+        return {"iou": torch.stack(shared).mean().item()}
+
+
+def _dice_in_torch(probability: Tensor, target: Tensor) -> Tensor:
+    hot = torch.zeros_like(probability).scatter_(1, target.long().unsqueeze(1), 1.0)
+    over = list(range(2, probability.dim()))
+    score = (2 * (probability * hot).sum(over) + 1e-5) / (probability.sum(over) + hot.sum(over) + 1e-5)
+    return (1 - score).mean()
+
+
+def dice_ce_in_torch(input: Tensor, target: Tensor) -> Tensor:
+    """Dice and cross-entropy from probabilities and a one-hot target, as libraries for segmentation compute it."""
+    return _dice_in_torch(torch.softmax(input, 1), target) + nn.functional.cross_entropy(input, target.long())
+
+
+def dice_focal_in_torch(input: Tensor, target: Tensor) -> Tensor:
+    """The same with the focal loss."""
+    log_prob = torch.log_softmax(input, 1).gather(1, target.long().unsqueeze(1))
+    focal = (1 - log_prob.exp()) ** 2 * -log_prob
+    return _dice_in_torch(torch.softmax(input, 1), target) + focal.mean()
+
+
+MODELS: dict[str, Callable[[Path], Words | Digits | Scenes]] = {"words": Words, "digits": Digits, "scenes": Scenes, "focal scenes": Scenes}
+_CROSS_ENTROPY = {"torch": nn.CrossEntropyLoss, "fastloss": fastloss.nn.CrossEntropyLoss}
+LOSSES: dict[str, dict[str, Callable]] = {
+    "words": _CROSS_ENTROPY,
+    "digits": _CROSS_ENTROPY,
+    "scenes": {"torch": lambda: dice_ce_in_torch, "fastloss": fastloss.nn.DiceCeLoss},
+    "focal scenes": {"torch": lambda: dice_focal_in_torch, "fastloss": fastloss.nn.DiceFocalLoss},
+}
 
 
 def _resident(key: str) -> int | None:
@@ -108,7 +185,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train(task: Words | Digits, criterion: Callable[[Tensor, Tensor], Tensor], steps: int) -> dict:
+def train(task: Words | Digits | Scenes, criterion: Callable[[Tensor, Tensor], Tensor], steps: int) -> dict:
     """Train, printing every step."""
     before = _peak() if _resident("VmRSS") is None else _resident("VmRSS")
     started, in_loss, batches = time.perf_counter(), 0.0, task.batches()
@@ -136,12 +213,12 @@ def train(task: Words | Digits, criterion: Callable[[Tensor, Tensor], Tensor], s
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("loss", choices=LOSSES)
+    parser.add_argument("loss", choices=_CROSS_ENTROPY)
     parser.add_argument("steps", type=int)
     parser.add_argument("data", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    task, criterion = MODELS[arguments.model](arguments.data), LOSSES[arguments.loss]()
+    task, criterion = MODELS[arguments.model](arguments.data), LOSSES[arguments.model][arguments.loss]()
     # The first call loads libraries and starts threads.
     warm = torch.randn(4, 3, requires_grad=True)
     torch.autograd.grad(criterion(warm, torch.tensor([0, 1, 2, 0])), warm)
