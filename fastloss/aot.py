@@ -240,7 +240,7 @@ def _overlap_launches(functor: str, variant: str, dtype: torch.dtype, layout: st
 
 
 def _box_cases(quick: bool) -> Iterator[_Case]:
-    from fastloss.kernels.functors import BOX
+    from fastloss.kernels.box import BOX
 
     functors = list(BOX)[-1:] if quick else BOX
     for functor, dtype, variant in itertools.product(functors, DTYPES[:2] if quick else DTYPES, BOX_VARIANTS):

@@ -12,7 +12,7 @@ from torch import Tensor
 from .cases import LAYOUTS, WEIGHTS
 from .elementwise_cases import VALUES, middle
 from .functional.metric import METRICS
-from .functional.segmentation import ABSENT, GROUPS
+from .regions import ABSENT, GROUPS
 from .registry import LOSSES
 
 IGNORED = 255

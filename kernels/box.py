@@ -19,9 +19,87 @@ from fastloss.engine import REDUCTIONS, accumulate_dtype, library
 
 from . import INTERPRETED, launch
 from .elementwise import REDUCE_BLOCK, REDUCE_THREADS
-from .functors import BOX, larger, quotient
+from .functors import atan, larger
 from .tuning import BOX as TUNING
 from .tuning import BOX_PAIRS, layout_class
+
+# A functor takes four lengths of either axis (of the first and the second box, of the enclosing interval, between the
+# centres), the union's area, 1 - IoU, what is added to areas that divide, and what to other denominators. It gives the penalty, its
+# derivatives with respect to the intersection's and to either box's area, and those with respect to each axis's four lengths.
+
+
+@triton.jit
+def quotient(a, b):
+    """a / b, and 0 where b is 0."""
+    nothing = b == 0.0
+    return tl.where(nothing, 0.0, a / tl.where(nothing, 1.0, b))
+
+
+@triton.jit
+def box_iou(x, y, union, complement, eps_area, eps):
+    none = tl.zeros_like(union)
+    return none, none, none, (none, none, none, none), (none, none, none, none)
+
+
+@triton.jit
+def generalized_box_iou(x, y, union, complement, eps_area, eps):
+    none = tl.zeros_like(union)
+    hull = x[2] * y[2]
+    around = hull + eps_area
+    value = quotient(hull - union, around)
+    unit = quotient(none + 1.0, around)
+    slope = (1.0 - value) * unit
+    return value, unit, -unit, (none, none, slope * y[2], none), (none, none, slope * x[2], none)
+
+
+@triton.jit
+def distance_box_iou(x, y, union, complement, eps_area, eps):
+    none = tl.zeros_like(union)
+    square = x[2] * x[2] + y[2] * y[2] + eps
+    value = quotient(x[3] * x[3] + y[3] * y[3], square)
+    unit = quotient(none + 2.0, square)
+    return value, none, none, (none, none, -unit * value * x[2], unit * x[3]), (none, none, -unit * value * y[2], unit * y[3])
+
+
+@triton.jit
+def aspect(width, height):
+    """atan(width / height) and its derivatives; all 0 for a box without size."""
+    size = larger(tl.abs(width), tl.abs(height))
+    nothing = size == 0.0
+    scale = tl.where(nothing, 1.0, size)
+    flip = tl.where(height < 0, -1.0, 1.0)
+    w = flip * width / scale
+    h = tl.where(nothing, 1.0, flip * height / scale)
+    tall = tl.abs(w) < h
+    part = atan(tl.where(tall, w, h))
+    rest = 1.5707963267948966 - part
+    angle = tl.where(tall, part, tl.where(w < 0, -rest, rest))
+    unit = flip / (scale * (w * w + h * h))
+    return angle, tl.where(nothing, 0.0, h * unit), tl.where(nothing, 0.0, -w * unit)
+
+
+@triton.jit
+def complete_box_iou(x, y, union, complement, eps_area, eps):
+    value, none, _, by_x, by_y = distance_box_iou(x, y, union, complement, eps_area, eps)
+    angle1, by_width1, by_height1 = aspect(x[0], y[0])
+    angle2, by_width2, by_height2 = aspect(x[1], y[1])
+    turn = angle1 - angle2
+    v = 0.4052847345693511 * turn * turn
+    alpha = quotient(v, complement + v + eps)
+    slope = 0.8105694691387022 * alpha * turn
+    by_x = (slope * by_width1, -slope * by_width2, by_x[2], by_x[3])
+    by_y = (slope * by_height1, -slope * by_height2, by_y[2], by_y[3])
+    return value + alpha * v, none, none, by_x, by_y
+
+
+# The same names as in csrc/box.h and the registry
+BOX = {
+    "box_iou": box_iou,
+    "generalized_box_iou": generalized_box_iou,
+    "distance_box_iou": distance_box_iou,
+    "complete_box_iou": complete_box_iou,
+}
+
 
 NONE = tl.constexpr(REDUCTIONS["none"])
 MEAN = tl.constexpr(REDUCTIONS["mean"])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from .. import functional as F
-from ..functional.segmentation import _power
+from ..regions import power_of
 from ._overlap import class_labels, one_hot, statistics, volume
 
 __all__ = [
@@ -218,7 +218,7 @@ class TverskyLoss(DiceLoss):
 
     def aggregate_loss(self, loss: Tensor) -> Tensor:
         """(C,) losses to one: the power of their mean."""
-        return _power(super().aggregate_loss(loss), self.gamma)
+        return power_of(super().aggregate_loss(loss), self.gamma)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         return self.aggregate_loss(self._losses(y_pred, y_true, self.alpha, self.beta))
