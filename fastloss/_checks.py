@@ -171,7 +171,7 @@ def binary_segmentation(name: str, input: Tensor, target: Tensor, ignore_index: 
     if input.dim() == 0:
         raise ValueError(f"{name}: expected input of 1 or more dimensions (N, ...), got 0")
     if got != shape and not (input.dim() > 1 and shape[1] == 1 and got == shape[:1] + shape[2:]):
-        raise ValueError(f"{name}: target must have input's shape {tuple(shape)}, the dimension of size 1 left out or not, got {tuple(got)}")
+        raise ValueError(f"{name}: target must have input's shape {tuple(shape)}, or that less a dimension of size 1, got {tuple(got)}")
     if target.is_floating_point():
         whole = target.to(torch.int64)
         if _readable(target) and (whole != target).any():

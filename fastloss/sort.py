@@ -70,7 +70,7 @@ def formula(settings: Settings, input: Tensor, target: Tensor) -> Tensor:
     """The engine's mathematics in plain torch, for (N, C, I) scores and (N * I,) labels."""
     point, normalise = ERRORS[settings.errors]
     images, channels, inner = input.shape
-    label = target.reshape(images, inner)
+    label = target.reshape(images, inner).long()  # to compare with numbers that a narrow dtype does not have
     # An ignored element must not reach the gradient even when it holds inf or NaN, so it is replaced before any arithmetic.
     used = torch.ones_like(label, dtype=torch.bool) if settings.ignore_index is None else label != settings.ignore_index
     score = torch.where(used.unsqueeze(1), input, 0.0).to(accumulate_dtype(input.dtype))

@@ -112,7 +112,9 @@ def sort_keys_kernel(
 
 
 @triton.jit
-def _sorted_labels(program, target_ptr, order_ptr, class_of_row_ptr, size, rows, first_row, lone, ignored, IGNORES: tl.constexpr, BLOCK: tl.constexpr):
+def _sorted_labels(
+    program, target_ptr, order_ptr, class_of_row_ptr, size, rows, first_row, lone, ignored, IGNORES: tl.constexpr, BLOCK: tl.constexpr
+):
     """The row of a program, its ranks, the elements there and whether these are foreground."""
     row, rank, inside = _place(program, size, BLOCK)
     group = (first_row + row) // rows
@@ -185,7 +187,10 @@ def sort_weigh_kernel(
 
 
 @triton.jit
-def _slope(score, label, row, slopes_ptr, shares_ptr, class_of_row_ptr, group, rows, size, place, inside, lone, ignored, FN: tl.constexpr, IGNORES: tl.constexpr, ACC: tl.constexpr):
+def _slope(
+    score, label, row, slopes_ptr, shares_ptr, class_of_row_ptr, group, rows, size, place, inside, lone, ignored, FN: tl.constexpr,
+    IGNORES: tl.constexpr, ACC: tl.constexpr,
+):
     """d loss / d score of a row."""
     k = row
     if class_of_row_ptr is not None:
@@ -252,8 +257,8 @@ def sort_backward_kernel(
             row = tl.load(row_of_channel_ptr + channel)
         score = _probability(tl.load(score_ptr + channel * channel_stride, mask=inside, other=0.0).to(ACC), top, inverse, NORMALISE)
         grad = _slope(
-            score, label, tl.maximum(row, 0), slopes_ptr, shares_ptr, class_of_row_ptr, group, rows, size, within, inside, lone, ignored, FN,
-            IGNORES, ACC,
+            score, label, tl.maximum(row, 0), slopes_ptr, shares_ptr, class_of_row_ptr, group, rows, size, within, inside, lone, ignored,
+            FN, IGNORES, ACC,
         )
         grad = tl.where(row >= 0, grad, 0.0)
         if NORMALISE:

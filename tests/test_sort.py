@@ -166,6 +166,15 @@ def test_labels_and_classes(loss, backend):
             check(SortCase(loss=loss, shape=(3, 11), target_dtype=kind), None, backend)
 
 
+def test_labels_of_narrow_dtypes_are_compared_as_numbers(backend):
+    """-1 is not the 255 that it would wrap to."""
+    x, label = torch.randn(1, 257, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[255, 1, 255]])
+    for classes in ("present", [255, 256]):
+        wanted = ours.lovasz_softmax_loss(x, label, classes, ignore_index=-1, backend="eager")
+        got = ours.lovasz_softmax_loss(x, label.to(torch.uint8), classes, ignore_index=-1, backend=backend)
+        torch.testing.assert_close(got, wanted)
+
+
 def test_sizes_around_block_edges(loss, backend):
     sizes = (1, 2, 15, 16, 17, 255, 256, 257, 511, 512, 513, 1025) if backend not in INTERPRETED else (1, 17, 1025)
     for i, size in enumerate(sizes):
@@ -475,7 +484,8 @@ def test_torch_compile(loss, backend, dynamic):
     torch._dynamo.reset()
     graphs: list = []
     step = torch.compile(
-        lambda x, t: LOSSES[loss].function(x, t, ignore_index=1, backend=backend), fullgraph=True, backend=recording(graphs), dynamic=dynamic
+        lambda x, t: LOSSES[loss].function(x, t, ignore_index=1, backend=backend), fullgraph=True, dynamic=dynamic,
+        backend=recording(graphs),
     )
     for shape in ((2, 3, 4), (4, 3, 6)) if dynamic else ((2, 3, 4),):
         call = SortCase(shape=shape, ignore_index=1).of(loss).build()

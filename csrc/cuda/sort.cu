@@ -218,7 +218,9 @@ int64_t sort_tile() { return int64_t(kThreads) * kRanks; }
 
 void sort_statistics(const SortCall& call, const SortLaunch& launch) {
   const Grid grid(call.images * call.inner);
-  choose(launch, [&](auto scalar, auto) { start(sort_statistics_kernel<decltype(scalar)>, grid.blocks, grid.threads, launch.stream, call); });
+  choose(launch, [&](auto scalar, auto) {
+    start(sort_statistics_kernel<decltype(scalar)>, grid.blocks, grid.threads, launch.stream, call);
+  });
 }
 
 void sort_keys(const SortCall& call, const SortLaunch& launch, int64_t first, int64_t count, void* keys) {

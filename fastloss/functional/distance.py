@@ -112,7 +112,7 @@ def hausdorff_dt_loss(
     Shape:
         - input: (N, C, d1, ...)
         - target: as input; class indices (N, 1, d1, ...)
-        - output: a scalar; of ``reduction="none"`` (N, C, 1, ...), where C is without a background that does not count, and N is 1 for a batch
+        - output: a scalar; of ``reduction="none"`` (N, C, 1, ...), C less a background that does not count, N = 1 for a batch
 
     Raises:
         TypeError: an argument is no tensor.
