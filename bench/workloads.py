@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastloss.cases import Case
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
+from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
 from fastloss.registry import LOSSES, Loss
 
 
@@ -138,6 +139,40 @@ class ElementwiseWorkload(Workload):
         return functools.partial(self.about.function, **params, **self.options, backend="eager")
 
 
+@dataclass(frozen=True)
+class PlainWorkload(Workload):
+    """A row of the table for a loss in plain torch: `shape` is of the first operand."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Every operand read forward and backward, the gradient of the first written."""
+        size, total = getattr(torch, self.dtype).itemsize, 0
+        for kind in self.about.operands.values():
+            if kind == "class":
+                total += 8 * torch.Size(self.shape[:-1]).numel()
+            else:
+                shape = OPERANDS[kind][0](self.shape) if kind in OPERANDS else self.shape
+                total += (8 if kind in INDICES else size) * torch.Size(shape).numel()
+        return 2 * total + size * self.elements
+
+    def check_case(self, rows: int = 24) -> PlainCase:
+        """The same call on few rows, for the correctness check."""
+        shape = (min(self.shape[0], rows), *(min(n, 200) for n in self.shape[1:]))
+        return replace(PlainCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The operands, the same on every run."""
+        return tuple(PlainCase(shape=self.shape, dtype=self.dtype).of(self.loss).build().by_name.values())
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """torch's own function, else ours in plain torch all the way."""
+        params = dict(self.check_case().params) | self.options
+        if self.about.torch:
+            return functools.partial(getattr(F, self.about.torch), **params)
+        return functools.partial(self.about.function, **params, backend="eager")
+
+
 def _focal_in_torch(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
     p = torch.sigmoid(input)
     p_t = p * target + (1 - p) * (1 - target)
@@ -174,10 +209,18 @@ WORKLOADS = {
                             eager_ratio=6.0),
         ElementwiseWorkload("mse tiny fp32 64", loss="mse", shape=(64,), eager_ratio=0.8),
         *(
-            ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
+            ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**13, 2**10) if about.rows else (2**23,), dtype=dtype,
+                                options={"reduction": "mean"})
             for name, about in LOSSES.items()
             if about.engine == "elementwise"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            PlainWorkload(f"{name} {short} 4096x1000", loss=name, shape=(4096, 1000), dtype=dtype)
+            for name, about in LOSSES.items()
+            if about.engine == "plain"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            if about.torch is None or dtype == "float32"  # torch takes no halves on the CPU
         ),
     )
 }

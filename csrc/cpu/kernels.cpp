@@ -4,4 +4,5 @@
 using namespace fastloss::kernel;
 
 extern "C" __attribute__((visibility("default"))) const fastloss::Kernels fastloss_kernels = {
-    row_items, row_forward, row_backward, elementwise_forward, elementwise_backward, overlap_items, overlap_forward, overlap_backward};
+    row_items, row_forward, row_backward, elementwise_forward, elementwise_backward, overlap_items, overlap_forward, overlap_backward,
+    margin_forward, margin_backward};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../elementwise.h"
+#include "../margin.h"
 #include "../overlap.h"
 #include "../row.h"
 
@@ -26,6 +27,10 @@ int64_t overlap_items(const OverlapCall&);
 bool overlap_forward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end, double* partials);
 void overlap_backward(const OverlapCall&, Scalar, int functor, int64_t begin, int64_t end);
 
+// The margin engine's is cut into ranges of rows.
+void margin_forward(const MarginCall&, Scalar, int64_t begin, int64_t end);
+void margin_backward(const MarginCall&, Scalar, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -37,6 +42,8 @@ struct Kernels {
   decltype(&kernel::overlap_items) overlap_items;
   decltype(&kernel::overlap_forward) overlap_forward;
   decltype(&kernel::overlap_backward) overlap_backward;
+  decltype(&kernel::margin_forward) margin_forward;
+  decltype(&kernel::margin_backward) margin_backward;
 };
 
 }  // namespace fastloss
