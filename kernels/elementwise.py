@@ -195,7 +195,7 @@ def elementwise_backward_kernel(
         tl.store(gradient_pointers[2] + start + lane, g * d_third, mask=inside)
 
 
-@triton.jit(do_not_specialize=[f"{name}_stride{d}" for name in _TENSORS[:-1] for d in range(2)])
+@triton.jit
 def elementwise_rows_kernel(
     pointers,  # input, target, third or None, weight or None
     loss_ptr,  # (R,)
@@ -215,16 +215,20 @@ def elementwise_rows_kernel(
     p2: tl.float64,
     p3: tl.float64,
     FN: tl.constexpr,
+    UNIT: tl.constexpr,  # whether neighbours in a row are neighbours in memory
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program sums ROWS rows of operands (R, C)."""
     p = (tl.full((), p0, ACC), tl.full((), p1, ACC), tl.full((), p2, ACC), tl.full((), p3, ACC))
-    strides = (
-        (0, input_stride0, input_stride1), (0, target_stride0, target_stride1), (0, third_stride0, third_stride1),
-        (0, weight_stride0, weight_stride1),
-    )
+    if UNIT:
+        strides = ((0, input_stride0, 1), (0, target_stride0, 1), (0, third_stride0, 1), (0, weight_stride0, 1))
+    else:
+        strides = (
+            (0, input_stride0, input_stride1), (0, target_stride0, target_stride1), (0, third_stride0, third_stride1),
+            (0, weight_stride0, weight_stride1),
+        )
     program = tl.program_id(0).to(tl.int64)
     row = program * ROWS + tl.arange(0, ROWS)[:, None]
     lane = tl.arange(0, BLOCK)[None, :]
@@ -326,7 +330,7 @@ def _row_sums(operands: tuple[Tensor | None, ...], loss: Tensor, divisor: Tensor
         return
     launch.run(
         elementwise_rows_kernel, triton.cdiv(rows, tile), input.device, operands, loss, divisor, rows, columns, *strides,
-        *params, *(0.0,) * (4 - len(params)), FN=ELEMENTWISE[functor],
+        *params, *(0.0,) * (4 - len(params)), FN=ELEMENTWISE[functor], UNIT=all(t is None or t.stride(1) == 1 for t in operands),
         ACC=tl.float64 if input.dtype == torch.float64 else tl.float32, ROWS=tile, BLOCK=block,
         num_warps=1 if INTERPRETED else ROW_WARPS, **launch.registers(ROW_WARPS),
     )
