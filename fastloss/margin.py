@@ -45,8 +45,8 @@ def formula(
 
 
 def _active_pairs(x: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Of each row, the pairs (label y, other class j) with x_j > x_y - margin: their number, and for each class how often it is a j less how
-    often it is a y. By sorting, so that the labels x classes pairs are never listed."""
+    """Of each row, the pairs (label y, other class j) with x_j > x_y - margin: their number, and for each class how often it is a j less
+    how often it is a y. By sorting, so that the labels x classes pairs are never listed."""
     classes = x.shape[1]
     listed = (target < 0).cumsum(1) == 0  # up to the first -1
     index = torch.where(listed, target, 0)

@@ -55,7 +55,8 @@ class PlainCase:
         about = LOSSES[loss]
         least, most = about.dims
         shape = self.shape[:most] + (3,) * (least - len(self.shape))
-        params = {name: middle(bounds) for name, bounds in about.params.items()} | {name: values[0] for name, values in about.choices.items()}
+        params = {name: middle(bounds) for name, bounds in about.params.items()}
+        params |= {name: values[0] for name, values in about.choices.items()}
         return replace(self, loss=loss, shape=shape, params=tuple(params.items()))
 
     def options(self) -> dict:
@@ -160,10 +161,9 @@ INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
     "labels": _label_list,
 }
 
-# Operands that have another shape than the first: what it is, and the numbers they take (fastloss.elementwise_cases.DOMAINS). Any other kind
-# is a key of DOMAINS, of the first one's shape.
+# Operands that have another shape than the first: what it is, and the numbers they take (fastloss.elementwise_cases.DOMAINS). Any other
+# kind is a key of DOMAINS, of the first one's shape.
 OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = {
     "latent": (lambda shape: (shape[0], 5), "real"),
     "log variance": (lambda shape: (shape[0], 5), "rate"),
-    "one-hot": (lambda shape: shape, "one-hot"),
 }

@@ -23,7 +23,8 @@ ENGINE = "plain"
 QUICK = ("cpu",)
 REDUCTIONS = ("none", "mean", "sum")
 L2, LOG3 = math.log(2), math.log(3)
-H4, H8 = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.25, 0.375))  # entropies; (1/2, 1/2) and (3/4, 1/4) have the mean (5/8, 3/8)
+# Entropies of (3/4, 1/4), and of (5/8, 3/8): the mean of that and (1/2, 1/2).
+H4, H8 = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.25, 0.375))
 COST = -0.25 * (L2 + H4) + 0.1 * (H8 - 0.5 * (L2 + H4))
 
 
@@ -130,7 +131,8 @@ BY_HAND = [
     ("spiegelhalter_z_loss", ([0.5, 0.5], [1.0, 1.0]), {}, 1 / (0.5 + 1e-7)),
     ("spiegelhalter_z_loss", ([0.25, 0.25], [1.0, 0.0]), {"use_squared": False}, 0.5 / math.sqrt(0.375 + 1e-7)),
     ("spiegelhalter_z_loss", ([0.25, 0.5], [1.0, 1.0]), {"variant": "classical"}, 0.375**2 / (0.25 * 0.1875 + 1e-7)),
-    ("spiegelhalter_z_loss", ([-math.log(3), 0.0], [1.0, 1.0]), {"variant": "classical", "from_logits": True}, 0.375**2 / (0.25 * 0.1875 + 1e-7)),
+    ("spiegelhalter_z_loss", ([-math.log(3), 0.0], [1.0, 1.0]), {"variant": "classical", "from_logits": True},
+     0.375**2 / (0.25 * 0.1875 + 1e-7)),
     ("decoupled_information_loss", ([[0.0, 0.0], [LOG3, 0.0]], [0, 1]), {"uncertainty_weight": 0.5, "diversity_weight": 0.25},
      [L2 - 0.25 * (L2 + H4) - 0.25 * H8, 2 * L2 - 0.25 * (L2 + H4) - 0.25 * H8]),
     ("decoupled_information_loss", ([[0.25, 0.25], [0.75, 0.25]], [0, 1]), {"from_logits": False, "diversity_weight": 0.25},
@@ -281,7 +283,8 @@ def test_gradient_penalty_is_reproducible_and_finite_at_slope_zero():
     real, fake = torch.randn(4, 3), torch.randn(4, 3)
     curved = lambda x: critic(x).square()  # noqa: E731
     first, second = (ours.compute_gradient_penalty(curved, real, fake, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, second) and first != ours.compute_gradient_penalty(curved, real, fake, generator=torch.Generator().manual_seed(4))
+    other = ours.compute_gradient_penalty(curved, real, fake, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first, second) and first != other
     flat = torch.nn.Linear(3, 1)
     torch.nn.init.zeros_(flat.weight)
     penalty = ours.compute_gradient_penalty(flat, real, fake)

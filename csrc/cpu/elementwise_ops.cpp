@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> elementwise_forward(
   const auto reduction = static_cast<Reduction>(reduction_code);
   const bool each = reduction == Reduction::kNone;
   const int64_t n = input.numel(), pieces = (n + kGrain - 1) / kGrain;
-  TORCH_CHECK((reduction != Reduction::kRowSums && reduction != Reduction::kRowMean && reduction != Reduction::kColumnMean) || input.dim() == 2,
-              "elementwise engine: rows are summed of (R, C), got ", input.sizes());
+  const bool rows = reduction == Reduction::kRowSums || reduction == Reduction::kRowMean || reduction == Reduction::kColumnMean;
+  TORCH_CHECK(!rows || input.dim() == 2, "elementwise engine: rows are summed of (R, C), got ", input.sizes());
   if (reduction == Reduction::kRowSums) {
     return {row_sums(call, input, scalar, index), at::ones({}, input.options().dtype(accumulate_type(input)))};
   }

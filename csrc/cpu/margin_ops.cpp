@@ -57,7 +57,7 @@ Tensor margin_backward(
     int64_t reduction) {
   MarginCall call = describe(input, target, weight, p, margin);
   call.per_row = static_cast<Reduction>(reduction) == Reduction::kNone;
-  TORCH_CHECK(grad_loss.numel() == (call.per_row ? call.rows : 1), "margin engine: an upstream gradient must have a number for each loss, got ",
+  TORCH_CHECK(grad_loss.numel() == (call.per_row ? call.rows : 1), "margin engine: an upstream gradient must have one number a loss, got ",
               grad_loss.sizes());
   const Tensor upstream = grad_loss.to(accumulate_type(input)).contiguous();
   call.grad_loss = upstream.const_data_ptr();

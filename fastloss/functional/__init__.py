@@ -19,7 +19,8 @@ from .structure import *  # noqa: F403
 __all__ = [
     name
     for family in (
-        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, generative, structure,
+        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, generative,
+        structure,
     )
     for name in family.__all__
 ]

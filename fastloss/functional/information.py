@@ -32,7 +32,8 @@ def _entropy_of_mean(logits: Tensor) -> Tensor:
 
 
 @register(
-    "plain", formula="CE(x, y) - u mean_n H(p_n) - d H(mean_n p_n)", source="entropy terms as in Grandvalet and Bengio 2004; Krause et al. 2010",
+    "plain", formula="CE(x, y) - u mean_n H(p_n) - d H(mean_n p_n)",
+    source="entropy terms as in Grandvalet and Bengio 2004; Krause et al. 2010",
     operands={"input": "real", "target": "class"}, dims=(2, 2),
     params={"uncertainty_weight": (0.0, 0.5), "diversity_weight": (0.0, 0.1), "label_smoothing": (0.0, 0.2)},
 )
@@ -96,7 +97,8 @@ def decoupled_information_loss(
 
 
 @register(
-    "plain", formula="alpha sum_c -y_c (1 - p_c)^gamma log p_c - u mean_n H(p_n)", source="Lin et al. 2017, equation 5; Grandvalet and Bengio 2004",
+    "plain", formula="alpha sum_c -y_c (1 - p_c)^gamma log p_c - u mean_n H(p_n)",
+    source="Lin et al. 2017, equation 5; Grandvalet and Bengio 2004",
     operands={"input": "real", "target": "class"}, dims=(2, 2),
     params={"uncertainty_weight": (0.0, 0.5), "alpha": (0.0, 1.0), "gamma": (0.0, 4.0), "label_smoothing": (0.0, 0.2)},
 )
@@ -167,7 +169,8 @@ def focal_uncertainty_loss(
 
 @register(
     "plain", formula="CE(x, y) - w_e H_c + w_m max(0, H(mean_n p_n) - H_c), H_c = mean_n H(p_n)",
-    source="mutual information of batch and prediction: Krause et al. 2010, equation 3", operands={"input": "real", "target": "class"}, dims=(2, 2),
+    source="mutual information of batch and prediction: Krause et al. 2010, equation 3",
+    operands={"input": "real", "target": "class"}, dims=(2, 2),
     params={"label_smoothing": (0.0, 0.2), "entropy_weight": (0.0, 0.5), "mi_weight": (0.0, 0.1)},
 )
 def goodhart_aware_loss(

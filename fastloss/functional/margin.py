@@ -87,7 +87,8 @@ def _in_range(name: str, target: Tensor, least: int, classes: int) -> None:
 
 
 @register(
-    "plain", formula="w_y sum_(j != y) max(0, margin - x_y + x_j)^p / C", source="Crammer and Singer 2001, equation 4; Weston and Watkins 1999",
+    "plain", formula="w_y sum_(j != y) max(0, margin - x_y + x_j)^p / C",
+    source="Crammer and Singer 2001, equation 4; Weston and Watkins 1999",
     operands={"input": "real", "target": "class"}, params={"margin": (0.5, 2.0)}, choices={"p": (1, 2)}, torch="multi_margin_loss",
     dims=(1, 2),
 )
@@ -236,7 +237,7 @@ def _capsule_settings(positive_margin: float, negative_margin: float, downweight
     if not 0 < downweight <= 1:
         raise ValueError(f"capsule_margin: downweight must be in (0, 1], got {downweight}")
     if positive_margin - negative_margin < 0.3:
-        _checks.warn(f"capsule_margin: the margins {negative_margin} and {positive_margin} are close: below 0.3 apart they separate little", 1)
+        _checks.warn(f"capsule_margin: the margins {negative_margin} and {positive_margin} are close, less than 0.3 apart", 1)
     if downweight < 0.1:
         _checks.warn(f"capsule_margin: with downweight={downweight} absent classes hardly count", 1)
 

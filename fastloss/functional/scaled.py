@@ -27,7 +27,8 @@ def _naive_error(series: Tensor, period: int) -> Tensor:
 
 @register(
     "plain", formula="|x - t| / max(mean |t_i - t_(i - m)|, eps)", source="Hyndman and Koehler 2006, section 3",
-    operands={"input": "real", "target": "real"}, params={"eps": (1e-8, 1e-3)}, choices={"seasonal_periods": (1, 2), "scale": ("batch", "series")},
+    operands={"input": "real", "target": "real"}, params={"eps": (1e-8, 1e-3)},
+    choices={"seasonal_periods": (1, 2), "scale": ("batch", "series")},
 )
 def mase_loss(
     input: Tensor,

@@ -16,7 +16,8 @@ __all__ = ["clustering_loss", "feature_alignment_loss"]
 
 
 @register(
-    "plain", formula="w_d mean (p - t)^2 + w_u mean_k (mean_n p_nk - 1 / K)^2", source="Xie et al. 2016, section 3.1.2, with squared distances",
+    "plain", formula="w_d mean (p - t)^2 + w_u mean_k (mean_n p_nk - 1 / K)^2",
+    source="Xie et al. 2016, section 3.1.2, with squared distances",
     operands={"input": "probability", "target": "probability"}, dims=(2, 2),
     params={"distance_weight": (0.1, 2.0), "distribution_weight": (0.1, 2.0)},
 )
