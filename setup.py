@@ -25,6 +25,7 @@ INSTRUCTION_SETS = {
     ],
 }
 ENGINES = ("row", "elementwise", "overlap", "box", "sort")
+CPU_ENGINES = (*ENGINES, "margin")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 
@@ -43,12 +44,12 @@ def cpu_extensions() -> list[Extension]:
         "depends": HEADERS,
     }
     extensions = [
-        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", *(f"csrc/cpu/{stem}_ops.cpp" for stem in (*ENGINES, "distance"))],
+        Extension("fastloss._cpu_ops", ["csrc/cpu/ops.cpp", *(f"csrc/cpu/{stem}_ops.cpp" for stem in (*CPU_ENGINES, "distance"))],
                   extra_compile_args=[*FLAGS, "-fopenmp"], extra_link_args=["-fopenmp"], libraries=["torch_cpu", "c10"], **shared)
     ]
     for name, flags in sets.items():
         extensions.append(
-            Extension(f"fastloss._cpu_{name}", ["csrc/cpu/kernels.cpp", *(f"csrc/cpu/{engine}.cpp" for engine in ENGINES)],
+            Extension(f"fastloss._cpu_{name}", ["csrc/cpu/kernels.cpp", *(f"csrc/cpu/{engine}.cpp" for engine in CPU_ENGINES)],
                       extra_compile_args=[*FLAGS, *flags], libraries=["torch_cpu", "c10"], **shared)
         )
     return extensions

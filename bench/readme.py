@@ -20,7 +20,8 @@ def loss_table() -> str:
     lines = ["| function | module | a row's loss | backends | source |", "|---|---|---|---|---|"]
     for loss in LOSSES.values():
         name = loss.function.__name__
-        lines.append(f"| `{name}` | `{class_name(loss)}` | `{loss.formula}` | {', '.join(loss.backends)} | {loss.source} |")
+        backends = "plain torch over the others" if loss.engine == "plain" else ", ".join(loss.backends)
+        lines.append(f"| `{name}` | `{class_name(loss)}` | `{loss.formula}` | {backends} | {loss.source} |")
     return "\n".join(lines)
 
 

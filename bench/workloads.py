@@ -15,6 +15,7 @@ from fastloss.cases import Case
 from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.overlap_cases import OverlapCase
+from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
 from fastloss.registry import LOSSES, Loss
 from fastloss.sort_cases import SortCase
 
@@ -274,6 +275,40 @@ class DistanceWorkload(Workload):
         return functools.partial(self.our_call, backend="eager")
 
 
+@dataclass(frozen=True)
+class PlainWorkload(Workload):
+    """A row of the table for a loss in plain torch: `shape` is of the first operand."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Every operand read forward and backward, the gradient of the first written."""
+        size, total = getattr(torch, self.dtype).itemsize, 0
+        for kind in self.about.operands.values():
+            if kind == "class":
+                total += 8 * torch.Size(self.shape[:-1]).numel()
+            else:
+                shape = OPERANDS[kind][0](self.shape) if kind in OPERANDS else self.shape
+                total += (8 if kind in INDICES else size) * torch.Size(shape).numel()
+        return 2 * total + size * self.elements
+
+    def check_case(self, rows: int = 24) -> PlainCase:
+        """The same call on few rows, for the correctness check."""
+        shape = (min(self.shape[0], rows), *(min(n, 200) for n in self.shape[1:]))
+        return replace(PlainCase(shape=shape, dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The operands, the same on every run."""
+        return tuple(PlainCase(shape=self.shape, dtype=self.dtype).of(self.loss).build().by_name.values())
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """torch's own function, else ours in plain torch all the way."""
+        params = dict(self.check_case().params) | self.options
+        if self.about.torch:
+            return functools.partial(getattr(F, self.about.torch), **params)
+        return functools.partial(self.about.function, **params, backend="eager")
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -316,7 +351,8 @@ WORKLOADS = {
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
         *(
-            ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**23,), dtype=dtype, options={"reduction": "mean"})
+            ElementwiseWorkload(f"{name} {short} 2^23", loss=name, shape=(2**13, 2**10) if about.rows else (2**23,), dtype=dtype,
+                                options={"reduction": "mean"})
             for name, about in LOSSES.items()
             if about.engine == "elementwise"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
@@ -334,6 +370,13 @@ WORKLOADS = {
             for name, about in LOSSES.items()
             if about.engine == "box"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            PlainWorkload(f"{name} {short} 4096x1000", loss=name, shape=(4096, 1000), dtype=dtype)
+            for name, about in LOSSES.items()
+            if about.engine == "plain"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            if about.torch is None or dtype == "float32"  # torch takes no halves on the CPU
         ),
     )
 }

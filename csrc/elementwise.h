@@ -68,11 +68,11 @@ struct LogCosh {
   }
 };
 
-// max(tau u, (tau - 1) u), u = t - x: Koenker and Bassett 1978. At u = 0 the two slopes count half each.
+// max(tau u, (tau - 1) u), u = t - x: Koenker and Bassett 1978. At u = 0 the two slopes count half each. z is a level for each element.
 struct Quantile {
   template <class V, class P>
-  FL_HD static Partials<V> eval(V x, V t, V, const P* p) {
-    const V u = t - x, tau(p[0]);
+  FL_HD static Partials<V> eval(V x, V t, V z, const P* p) {
+    const V u = t - x, tau = V(p[0]) * z;
     const V slope = V(0.5) * sign(u) + (tau - V(0.5));
     return {u * slope, V(0) - slope, slope, V(0)};
   }
@@ -247,15 +247,17 @@ struct BceWithLogits {
   }
 };
 
-// alpha_t (1 - p_t)^gamma BCE(x, t): Lin et al. 2017, equation 5. alpha < 0: no alpha. (1 - p_t)^gamma is exp(gamma log(1 - p_t)) and the
-// derivative has no (1 - p_t)^(gamma - 1) for t in {0, 1}, so both are finite for gamma < 1 and any x.
+// alpha_t (1 - p_t)^gamma BCE(x, t): Lin et al. 2017, equation 5. alpha, gamma, threshold, constant. alpha < 0: no alpha; z is an alpha for
+// each element. (1 - p_t)^gamma is exp(gamma log(1 - p_t)) and the derivative has no (1 - p_t)^(gamma - 1) for t in {0, 1}, so both are
+// finite for gamma < 1 and any x. threshold > 0: ((1 - p_t) / threshold)^gamma, and 1 where p_t < threshold. constant: alpha for any t.
 struct SigmoidFocal {
   template <class V, class P>
-  FL_HD static Partials<V> eval(V x, V t, V, const P* params) {
-    const V alpha(params[0]), gamma(params[1]);
+  FL_HD static Partials<V> eval(V x, V t, V z, const P* params) {
+    const bool balanced = params[3] == 0, weighted = params[0] >= 0;
+    const V alpha = V(params[0]) * z, gamma(params[1]);
     const auto l = logistic(x);
     const V ce = (V(1) - t) * l.up + t * l.down;
-    const V weight = params[0] < 0 ? V(1) : alpha * t + (V(1) - alpha) * (V(1) - t);
+    const V weight = !weighted ? V(1) : !balanced ? alpha : alpha * t + (V(1) - alpha) * (V(1) - t);
     const auto positive = equal(t, V(1)), negative = equal(t, V(0));
     const V miss = l.q * t + l.p * (V(1) - t);  // 1 - p_t
     // d miss / dx = (1 - 2t) p q; over miss it is -p for t = 1 and q for t = 0. The second ratio is left out for labels, for which
@@ -270,11 +272,18 @@ struct SigmoidFocal {
       ratio = select(between, (V(1) - t - t) * l.p * l.q / divisor, ratio);
       target_ratio = select(between, (l.q - l.p) / divisor, V(0));
     }
-    const V factor = params[1] == 0 ? V(1) : params[1] == 2 ? miss * miss : exp(gamma * log_miss);
+    V factor = params[1] == 0 ? V(1) : params[1] == 2 ? miss * miss : exp(gamma * log_miss);
+    if (params[2] > 0) {
+      const auto hard = less(V(1) - V(params[2]), miss);
+      factor = select(hard, V(1), factor * exp(V(0) - gamma * log(V(params[2]))));
+      ratio = select(hard, V(0), ratio);
+      target_ratio = select(hard, V(0), target_ratio);
+    }
     const V dce = (V(1) - t) * l.p - t * l.q;
-    const V dweight = params[0] < 0 ? V(0) : alpha + alpha - V(1);
+    const V dweight = weighted && balanced ? alpha + alpha - V(1) : V(0);
     return {weight * factor * ce, weight * factor * (dce + gamma * ratio * ce),
-            factor * (dweight * ce + weight * (l.down - l.up) + weight * gamma * target_ratio * ce), V(0)};
+            factor * (dweight * ce + weight * (l.down - l.up) + weight * gamma * target_ratio * ce),
+            weighted ? V(params[0]) * factor * ce * (balanced ? t + t - V(1) : V(1)) : V(0)};
   }
 };
 
@@ -289,12 +298,34 @@ struct Brier {
   }
 };
 
-// (1 - 2 t) x: the critic's score, up for generated samples (t = 0) and down for real ones (t = 1).
+// (1 - 2 t) x: the critic's score, up for generated samples (t = 0) and down for real ones (t = 1). Not for_critic: -x.
 struct Wasserstein {
   template <class V, class P>
-  FL_HD static Partials<V> eval(V x, V t, V, const P*) {
-    const V side = V(1) - t - t;
-    return {side * x, side, V(-2) * x, V(0)};
+  FL_HD static Partials<V> eval(V x, V t, V, const P* p) {
+    const V critic(p[0]), side = V(2) * critic * (V(1) - t) - V(1);
+    return {side * x, side, V(-2) * critic * x, V(0)};
+  }
+};
+
+// (x^2 + exp(t) - 1 - t) / 2, the divergence of N(x, exp(t)) from N(0, 1): Kingma and Welling 2014, appendix B. At least p[0] where that is
+// positive.
+struct GaussianKl {
+  template <class V, class P>
+  FL_HD static Partials<V> eval(V x, V t, V, const P* p) {
+    const V growth = expm1(t), value = V(0.5) * (x * x + (growth - t));
+    const V least(p[0] > 0 ? p[0] : P(-1));
+    const auto free = less(value, least);
+    return {select(free, least, value), select(free, V(0), x), select(free, V(0), V(0.5) * growth), V(0)};
+  }
+};
+
+// t max(0, m+ - x)^2 + downweight (1 - t) max(0, x - m-)^2: Sabour et al. 2017, equation 4. m+, m-, downweight.
+struct CapsuleMargin {
+  template <class V, class P>
+  FL_HD static Partials<V> eval(V x, V t, V, const P* p) {
+    const V missing = at_least(V(0), V(p[0]) - x), extra = at_least(V(0), x - V(p[1])), down(p[2]), absent = down * (V(1) - t);
+    const V present = missing * missing, spurious = extra * extra;
+    return {t * present + absent * spurious, V(2) * (absent * extra - t * missing), present - down * spurious, V(0)};
   }
 };
 
@@ -323,7 +354,9 @@ struct Wasserstein {
   X(binary_cross_entropy_with_logits, BceWithLogits) \
   X(sigmoid_focal, SigmoidFocal) \
   X(brier, Brier) \
-  X(wasserstein, Wasserstein)
+  X(wasserstein, Wasserstein) \
+  X(gaussian_kl, GaussianKl) \
+  X(capsule_margin, CapsuleMargin)
 #endif
 
 constexpr int kMaxDims = 3;

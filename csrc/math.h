@@ -51,7 +51,7 @@ FL_HD bool any(bool condition) { return condition; }
 FL_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 FL_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
-enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kRowMean = 3, kWeightedMean = 4 };
+enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kRowMean = 3, kWeightedMean = 4, kColumnMean = 5, kRowSums = 6 };
 
 constexpr int kMaxParams = 4;
 

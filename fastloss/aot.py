@@ -199,6 +199,8 @@ def _elementwise_launches(functor: str, variant: str, dtype: torch.dtype) -> Non
     if full:
         settings = functor, [], REDUCTIONS["weighted_mean"]
         elementwise.elementwise_forward(*operands, *settings)
+    rows = [torch.empty(256, 1024, dtype=dtype, device="meta") for _ in range(4)]
+    elementwise.elementwise_forward(*rows[:3], rows[3] if full else None, functor, [], REDUCTIONS["row_sums"])
 
 
 def _overlap_cases(quick: bool) -> Iterator[_Case]:

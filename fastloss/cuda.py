@@ -11,10 +11,9 @@ import contextlib
 import torch
 from torch import Tensor
 
-from . import _checks, box, elementwise, overlap
-from .elementwise import MAX_DIMS
+from . import _checks, box, elementwise, overlap, row
+from .elementwise import MAX_DIMS, divided_by
 from .engine import REDUCTIONS, accumulate_dtype, library
-from .row import forward_outputs, gradient_like
 from .sort import DeviceCall, Settings, device_call, sorted_forward
 from .sort import gradient_like as sort_gradient_like
 
@@ -36,13 +35,14 @@ def _shape(input: Tensor, target: Tensor) -> tuple[int, ...]:
     return (input.shape[0], input.shape[1], inner, *_strides(input), *(_strides(target) if soft else (0, 0)))
 
 
-def _walk(*tensors: Tensor | None) -> tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]:
+def _walk(*tensors: Tensor | None, merge: bool = True) -> tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]:
     """The shape of the tensors as MAX_DIMS sizes, and the address and strides of each; an absent one has neither.
 
-    One dimension is enough where every tensor is contiguous or one repeated number: then they may have any number of them.
+    One dimension is enough where every tensor is contiguous or one repeated number: then they may have any number of them, unless the
+    sizes matter (not `merge`).
     """
     lead = tensors[0]
-    flat = all(t is None or t.is_contiguous() or not any(t.stride()) for t in tensors)
+    flat = merge and all(t is None or t.is_contiguous() or not any(t.stride()) for t in tensors)
     lost = MAX_DIMS - (1 if flat else lead.dim())
     sizes = (1,) * lost + ((lead.numel(),) if flat else tuple(lead.shape))
 
@@ -90,7 +90,7 @@ class _Extension:
             target = target.contiguous()
             _checks.labels_in_range(functor, target, input.shape[1], ignore_index)
         accumulate = accumulate_dtype(input.dtype)
-        loss, stats, divisor, entropy, accuracy = forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
+        loss, stats, divisor, entropy, accuracy = row.forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
         row_loss = None
         if reduction == 0:
             row_loss = loss if dtype == accumulate else loss.new_empty(loss.shape, dtype=accumulate)
@@ -107,7 +107,7 @@ class _Extension:
         return loss if row_loss is None or row_loss is loss else row_loss.to(dtype), stats, divisor, entropy, accuracy
 
     def row_backward(self, grad_loss, grad_lse, grad_entropy, input, *rest):
-        grad = gradient_like(input)
+        grad = row.gradient_like(input)
         self._backward(grad, grad_loss, grad_lse, grad_entropy, input, *rest)
         return grad
 
@@ -137,14 +137,14 @@ class _Extension:
 
     def elementwise_forward(self, input, target, third, weight, functor, params, reduction):
         each = reduction == REDUCTIONS["none"]
-        loss = input.new_empty(input.shape if each else ())
-        divisor = input.new_empty((), dtype=accumulate_dtype(input.dtype))
-        partial = None if each else divisor.new_empty(2 * self.module.MAX_BLOCKS)
+        rows = reduction == REDUCTIONS["row_sums"]
+        loss, divisor = elementwise.forward_outputs(input, reduction)
+        partial = None if each or rows else divisor.new_empty(2 * self.module.MAX_BLOCKS)
         stream, device = self._on(input)
         with device:
             self.module.elementwise_forward(
-                functor, _SCALARS[input.dtype], *_walk(input, target, third, weight), params, reduction, _address(divisor), _address(loss),
-                _address(partial), stream,
+                functor, _SCALARS[input.dtype], *_walk(input, target, third, weight, merge=not rows), params, reduction,
+                divided_by(input, reduction), _address(divisor), _address(loss), _address(partial), stream,
             )
         return loss, divisor
 

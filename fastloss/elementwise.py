@@ -8,6 +8,7 @@ forward and once backward, and keep nothing but the operands themselves in betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,9 +40,11 @@ def formula(
         values = values * weight
     if reduction == REDUCTIONS["none"]:
         return values.to(input.dtype)
+    if reduction == REDUCTIONS["row_sums"]:
+        return values.sum(-1).to(input.dtype)
     loss = values.sum()
-    if reduction == REDUCTIONS["mean"]:
-        loss = loss / values.numel()
+    if reduction in (REDUCTIONS["mean"], REDUCTIONS["row_mean"], REDUCTIONS["column_mean"]):
+        loss = loss / divided_by(values, reduction)
     elif reduction == REDUCTIONS["weighted_mean"]:
         loss = loss / weight.expand_as(values).sum()
     return loss.to(input.dtype)
@@ -50,9 +53,21 @@ def formula(
 _SETTINGS = "str functor, float[] params, int reduction"
 
 
+def divided_by(input: Tensor, reduction: int) -> int:
+    """What a mean that is not weighted divides by."""
+    if reduction == REDUCTIONS["row_mean"]:
+        return input.shape[:-1].numel()
+    return input.shape[-1] if reduction == REDUCTIONS["column_mean"] else input.numel()
+
+
+def forward_outputs(input: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """The uninitialised outputs of ``elementwise_forward``: loss and divisor."""
+    shape = input.shape if reduction == REDUCTIONS["none"] else input.shape[:-1] if reduction == REDUCTIONS["row_sums"] else ()
+    return input.new_empty(shape), input.new_empty((), dtype=accumulate_dtype(input.dtype))
+
+
 def _forward_fake(input, target, third, weight, functor, params, reduction):
-    loss = input.new_empty(input.shape if reduction == REDUCTIONS["none"] else ())
-    return loss, input.new_empty((), dtype=accumulate_dtype(input.dtype))
+    return forward_outputs(input, reduction)
 
 
 def gradients(input: Tensor, target: Tensor, third: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
@@ -96,6 +111,8 @@ class _Elementwise(torch.autograd.Function):
         if need_weight or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
             run = lambda *inputs: [formula(LOSSES[name].point, params, reduction, *inputs)]  # noqa: E731
             return *formula_backward(run, (input, target, third, weight), ctx.needs_input_grad[:4], [grad]), None, None
+        if reduction == REDUCTIONS["row_sums"]:
+            grad, reduction = grad.unsqueeze(-1).expand_as(input), REDUCTIONS["none"]
         if grad.dim() > MAX_DIMS:  # it may have other strides than the operands
             grad = grad.contiguous()
         by_input, by_target, by_third = _BACKWARD[backend](
@@ -151,12 +168,15 @@ def elementwise_loss(
     reduction: str = "mean",
     weighted_mean: bool = False,
     backend: str | None = None,
+    rows: str | None = None,
 ) -> Tensor:
     """Run the registered element-wise loss `name`: check, choose a backend, bring to a canonical layout, run, give the shape back.
 
-    `weighted_mean` makes a mean divide by the sum of `weight` instead of the number of elements.
+    `weighted_mean` makes a mean divide by the sum of `weight` instead of the number of elements. `rows` "sum" or "mean" reduces the last
+    dimension first, so that the reduction is over rows; by default as the loss is registered.
     """
     entry = LOSSES[name]
+    rows = entry.rows if rows is None else rows
     if has_torch_function_variadic(*operands, weight):
         options = dict(zip(entry.operands, operands)) | dict(zip(entry.params, params))
         return overridden(name, options | dict(weight=weight, reduction=reduction, backend=backend), (*operands, weight))
@@ -165,14 +185,43 @@ def elementwise_loss(
         code = REDUCTIONS["weighted_mean"]
     backend, _ = choose(name, backend, *operands, weight)
     tensors = tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in (*operands, weight))
-    if backend == "eager":
-        return formula(entry.point, params, code, *tensors)
-    if dtype.itemsize == 2 and _sums_gradients(tensors):
+    if rows:
+        code = _OF_ROWS[rows, code]
+    divides_rows = code == REDUCTIONS["row_sums"] and rows == "mean"
+    if dtype.itemsize == 2 and (divides_rows or backend != "eager" and _sums_gradients(tensors)):
         tensors = tuple(t if t is None else t.float() for t in tensors)
-    tensors, restore = canonical(*tensors)
-    loss = _apply(*tensors, backend, (name, params, code))
-    loss = restore(loss) if code == REDUCTIONS["none"] else loss
+    if rows:
+        tensors, restore = as_rows(*tensors)
+    if backend == "eager":
+        loss = formula(entry.point, params, code, *tensors)
+    else:
+        if not rows:
+            tensors, restore = canonical(*tensors)
+        loss = _apply(*tensors, backend, (entry.functor or name, params, code))
+    if code == REDUCTIONS["row_sums"] or backend != "eager" and code == REDUCTIONS["none"]:
+        loss = restore(loss)
+    if divides_rows:
+        loss = loss / tensors[0].shape[-1]
     return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+# The engine's reduction for what `rows` are reduced by and the reduction that a caller asks for.
+_OF_ROWS = {
+    ("sum", REDUCTIONS["none"]): REDUCTIONS["row_sums"],
+    ("sum", REDUCTIONS["mean"]): REDUCTIONS["row_mean"],
+    ("sum", REDUCTIONS["sum"]): REDUCTIONS["sum"],
+    ("mean", REDUCTIONS["none"]): REDUCTIONS["row_sums"],
+    ("mean", REDUCTIONS["mean"]): REDUCTIONS["mean"],
+    ("mean", REDUCTIONS["sum"]): REDUCTIONS["column_mean"],
+}
+
+
+def as_rows(*tensors: Tensor | None) -> tuple[tuple[Tensor | None, ...], Callable[[Tensor], Tensor]]:
+    """Bring tensors that broadcast to (R, C), as views wherever strides allow, and what brings R results to the broadcast shape less C."""
+    given = torch.broadcast_tensors(*(t for t in tensors if t is not None))
+    *outer, columns = given[0].shape
+    found = iter([t.reshape(math.prod(outer), columns) for t in given])
+    return tuple(None if t is None else next(found) for t in tensors), lambda result: result.reshape(outer)
 
 
 def _sums_gradients(tensors: tuple[Tensor | None, ...]) -> bool:

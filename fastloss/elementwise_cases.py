@@ -103,7 +103,7 @@ def target_shapes(loss: str) -> tuple[str, ...]:
     """How the second operand of a loss may broadcast."""
     if LOSSES[loss].torch in ("binary_cross_entropy", "binary_cross_entropy_with_logits"):
         return ("same",)
-    return ("same", "column") if loss == "margin_ranking" else tuple(SHAPES)
+    return ("same", "column") if loss in ("margin_ranking", "capsule_margin") else tuple(SHAPES)
 
 
 def third_shapes(loss: str) -> tuple[str, ...]:
@@ -133,7 +133,8 @@ class ElementwiseCall:
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output by name."""
         shape = torch.broadcast_shapes(*(t.shape for t in self.by_name.values()))
-        return {"loss": tuple(shape) if self.case.reduction == "none" else ()}
+        each = shape[:-1] if LOSSES[self.case.loss].rows else shape
+        return {"loss": tuple(each) if self.case.reduction == "none" else ()}
 
     def to(self, dtype: torch.dtype) -> ElementwiseCall:
         """The same numbers in another dtype."""
@@ -181,17 +182,23 @@ class ElementwiseCall:
         weight = self.by_name["weight"].double().abs() if "weight" in self.by_name else 1.0
         unit = (values + largest * steep) * weight
         count = max(unit.numel(), 1)
-        share = {"none": 1.0, "sum": 1.0, "mean": 1.0 / count}[self.case.reduction]
+        columns = max(unit.shape[-1], 1) if about.rows else 1
+        share = {"none": 1.0, "sum": 1.0, "mean": columns / count}[self.case.reduction]
+        if about.rows == "mean":
+            share /= columns
         if self.case.reduction == "mean" and "weight" in self.by_name and self.case.loss in ("mse", "l1"):
             share = 1.0 / (float(self.by_name["weight"].double().sum()) or 1.0)
         back = upstream["loss"].double().abs() * share if "loss" in upstream else 0.0
+        if about.rows and self.case.reduction == "none" and "loss" in upstream:
+            back = back.unsqueeze(-1)
         # An operand's gradient may be steep where the loss is small: 1 / |t| of a percentage error.
         secant = (values / (operands[0] - operands[1]).abs()).nan_to_num(0.0, 0.0, 0.0)
         slope = back * weight * torch.maximum(torch.maximum(steep * largest, secant), values)
         slope = slope.expand_as(unit) if unit.numel() else unit
         # torch's sums in float64 are not compensated: equal terms round the same way.
-        summed = self.case.reduction != "none" or any(t.shape != unit.shape for t in wide)
-        result = {"truth": 1.0 + math.sqrt(count) if summed else 1.0, "relative": 1.0, "loss": unit if self.case.reduction == "none" else unit.sum() * share}
+        summed = about.rows or self.case.reduction != "none" or any(t.shape != unit.shape for t in wide)
+        total = unit.sum() if self.case.reduction != "none" else unit.sum(-1) if about.rows else unit
+        result = {"truth": 1.0 + math.sqrt(count) if summed else 1.0, "relative": 1.0, "loss": total * share}
         for name, tensor in self.by_name.items():
             per = slope if name != "weight" else back * (values + unit)
             result[name] = per.sum_to_size(tensor.shape) if unit.numel() else torch.zeros(tensor.shape)

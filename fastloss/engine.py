@@ -12,8 +12,9 @@ from torch.overrides import handle_torch_function
 from .registry import LOSSES
 
 # Codes shared with csrc/math.h. Of the row engine "row_mean" divides by the rows that count, "mean" by their weights; of the
-# element-wise engine "weighted_mean" divides by the weights, "mean" by the number of elements.
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "row_mean": 3, "weighted_mean": 4}
+# element-wise engine "weighted_mean" divides by the weights, "mean" by the number of elements, and of operands (R, C) "row_mean" by R and
+# "column_mean" by C; "row_sums" gives R sums.
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "row_mean": 3, "weighted_mean": 4, "column_mean": 5, "row_sums": 6}
 COMPILED = ("cpu", "triton", "cuda")
 
 library = torch.library.Library("fastloss", "DEF")

@@ -27,6 +27,7 @@ from . import box_cases
 from . import distance_cases as distance
 from . import elementwise_cases as elementwise
 from . import overlap_cases as overlap
+from . import plain_cases as plain
 from . import sort_cases as sort
 from .box_cases import BoxCase
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
@@ -34,6 +35,7 @@ from .distance_cases import DistanceCase
 from .elementwise_cases import ElementwiseCase
 from .overlap_cases import OverlapCase
 from .oracle import check, eager, keywords, named_outputs
+from .plain_cases import PlainCase
 from .registry import LOSSES
 from .sort_cases import SortCase
 
@@ -121,7 +123,7 @@ def _row_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) 
 def _elementwise_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> ElementwiseCase:
     about = LOSSES[loss]
     most = 300 if small else MOST_ELEMENTS
-    chosen: dict = {"loss": loss, "shape": _any_shape(draw, most), "seed": draw(st.integers(0, 2**16))}
+    chosen: dict = {"loss": loss, "shape": _any_shape(draw, most) or (1,) * bool(about.rows), "seed": draw(st.integers(0, 2**16))}
     chosen["values"] = draw(st.sampled_from(_weighted(elementwise.VALUES, "normal", "wide")))
     chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
     chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
@@ -214,14 +216,32 @@ def _distance_cases(draw: Callable, loss: str, allowed: frozenset[str], small: b
     return DistanceCase(**chosen)
 
 
+@st.composite
+def _plain_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> PlainCase:
+    about = LOSSES[loss]
+    shape, most = [], 300 if small else MOST_ELEMENTS
+    for _ in range(draw(st.integers(*about.dims))):
+        shape.append(min(draw(st.sampled_from(plain.SIZES)), most))
+        most = max(most // shape[-1], 1)
+    chosen: dict = {"loss": loss, "shape": tuple(shape), "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(plain.VALUES, "normal")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["gradients"] = draw(st.sampled_from(("input", "operands")))
+    drawn = {name: draw(_param(*bounds)) for name, bounds in about.params.items()}
+    drawn |= {name: draw(st.sampled_from(values)) for name, values in about.choices.items()}
+    return PlainCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
+
+
 ENGINES = {
     "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
     "box": (_box_cases, BoxCase), "sort": (_sort_cases, SortCase), "distance": (_distance_cases, DistanceCase),
+    "plain": (_plain_cases, PlainCase),
 }
 
 
 def sample(loss: str, **choices):
-    """A plain case of a loss of any engine, for tests and benchmarks."""
+    """A usual case of a loss of any engine, for tests and benchmarks."""
     return ENGINES[LOSSES[loss].engine][1](**choices).of(loss)
 
 

@@ -52,7 +52,7 @@ def define(loss: Loss) -> type[torch.nn.Module]:
     function, twin, name = loss.function, _twin(loss), class_name(loss)
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters
-    inputs = [n for n in parameters if hints.get(n) is Tensor]
+    inputs = [n for n in parameters if hints.get(n) is Tensor or n in loss.forward]
     others = [n for n in parameters if n not in inputs]
     buffers = [n for n in others if Tensor in typing.get_args(hints.get(n))]
     settings = tuple(n for n in others if n not in _LEGACY)

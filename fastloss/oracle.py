@@ -252,6 +252,8 @@ def _check_backend(backend: str | None, ops: list[str], call: Call) -> None:
     if backend is None:
         return
     wanted = [] if backend == "eager" else call.operators(backend)
+    if wanted is None:
+        wanted = [op for op in ops if op.endswith(f".{backend}")]
     if ops != wanted:
         raise Mismatch(f"backend {backend} was asked for: operators {wanted} must run, got {ops}")
 

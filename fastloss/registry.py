@@ -12,8 +12,8 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``,
-            ``"distance"``).
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``, ``"distance"``), or
+            ``"plain"`` for a few lines of plain torch over other losses.
         function: the public function.
         formula: one line of mathematics for tables.
         source: author, year, equation.
@@ -22,8 +22,13 @@ class Loss:
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
-            ``fastloss.elementwise_cases.DOMAINS``). Box: the two sets.
+            ``fastloss.elementwise_cases.DOMAINS``); plain: of ``fastloss.plain_cases.OPERANDS``; box: the two sets.
         optional: element-wise: whether the last operand may be left out.
+        functor: element-wise: the loss whose functor runs it, where that is another.
+        rows: element-wise: "sum" or "mean" where a loss is that of the last dimension, "" where each element has one.
+        choices: plain: other arguments, each with the values that it may have, the usual one first.
+        forward: optional tensors that modules take with the inputs instead of as a setting.
+        dims: plain: the least and the largest number of dimensions of the first operand.
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
         logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
@@ -40,6 +45,11 @@ class Loss:
     torch: str | None = None
     operands: Mapping[str, str] = field(default_factory=lambda: {"input": "real", "target": "real"})
     optional: bool = False
+    functor: str = ""
+    rows: str = ""
+    choices: Mapping[str, tuple] = field(default_factory=dict)
+    forward: tuple[str, ...] = ()
+    dims: tuple[int, int] = (1, 3)
     soft_targets: bool = True
     smoothing: bool = True
     logits: bool = True

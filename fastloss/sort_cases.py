@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .cases import LAYOUTS
 from .engine import accumulate_dtype
-from .registry import LOSSES
 from .sort import ERRORS
 
 EXTRAS = ()

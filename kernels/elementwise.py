@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastloss.elementwise import MAX_DIMS, gradients
+from fastloss.elementwise import MAX_DIMS, divided_by, forward_outputs, gradients
 from fastloss.engine import REDUCTIONS, accumulate_dtype, library
 
 from . import INTERPRETED, launch
@@ -195,6 +195,60 @@ def elementwise_backward_kernel(
         tl.store(gradient_pointers[2] + start + lane, g * d_third, mask=inside)
 
 
+@triton.jit
+def elementwise_rows_kernel(
+    pointers,  # input, target, third or None, weight or None
+    loss_ptr,  # (R,)
+    divisor_ptr,  # () ACC
+    rows: tl.int64,
+    columns: tl.int64,
+    input_stride0: tl.int64,
+    input_stride1: tl.int64,
+    target_stride0: tl.int64,
+    target_stride1: tl.int64,
+    third_stride0: tl.int64,
+    third_stride1: tl.int64,
+    weight_stride0: tl.int64,
+    weight_stride1: tl.int64,
+    p0: tl.float64,
+    p1: tl.float64,
+    p2: tl.float64,
+    p3: tl.float64,
+    FN: tl.constexpr,
+    UNIT: tl.constexpr,  # whether neighbours in a row are neighbours in memory
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program sums ROWS rows of operands (R, C)."""
+    p = (tl.full((), p0, ACC), tl.full((), p1, ACC), tl.full((), p2, ACC), tl.full((), p3, ACC))
+    if UNIT:
+        strides = ((0, input_stride0, 1), (0, target_stride0, 1), (0, third_stride0, 1), (0, weight_stride0, 1))
+    else:
+        strides = (
+            (0, input_stride0, input_stride1), (0, target_stride0, target_stride1), (0, third_stride0, third_stride1),
+            (0, weight_stride0, weight_stride1),
+        )
+    program = tl.program_id(0).to(tl.int64)
+    row = program * ROWS + tl.arange(0, ROWS)[:, None]
+    lane = tl.arange(0, BLOCK)[None, :]
+    total = tl.full((ROWS, BLOCK), 0.0, ACC)
+    lost = tl.full((ROWS, BLOCK), 0.0, ACC)
+    for start in tl.range(0, columns, BLOCK):
+        column = start + lane
+        inside = (row < rows) & (column < columns)
+        value, _, _, _, weight = _evaluate(pointers, strides, (0, row, column), inside, p, FN, False, ACC)
+        # A lane adds many terms of a long row: what each addition rounds away is kept (Kahan 1965).
+        term = tl.where(inside, value * weight, 0.0) - lost
+        sum = total + term
+        lost = tl.where(tl.abs(sum) < float("inf"), (sum - total) - term, 0.0)
+        total = sum
+    row = program * ROWS + tl.arange(0, ROWS)
+    tl.store(loss_ptr + row, tl.sum(total, 1), mask=row < rows)
+    if program == 0:
+        tl.store(divisor_ptr, 1.0)
+
+
 class Configuration(NamedTuple):
     """Block and launch options."""
 
@@ -238,11 +292,13 @@ class _Call:
 
 def elementwise_forward(input, target, third, weight, functor, params, reduction):
     operands = input, target, third, weight
+    loss, divisor = forward_outputs(input, reduction)
+    if reduction == REDUCTIONS["row_sums"]:
+        _row_sums(operands, loss, divisor, functor, params)
+        return loss, divisor
     call = _Call(operands, functor, params)
     accumulate = accumulate_dtype(input.dtype)
     reduced = reduction != REDUCTIONS["none"]
-    loss = input.new_empty(() if reduced else input.shape)
-    divisor = input.new_empty((), dtype=accumulate)
     partial = input.new_empty((2, call.programs), dtype=accumulate) if reduced else loss
     if call.programs:
         launch.run(
@@ -253,11 +309,31 @@ def elementwise_forward(input, target, third, weight, functor, params, reduction
         divisor.fill_(1.0)
     if reduced:
         launch.run(
-            launch.reduce_kernel, 1, input.device, partial, loss, divisor, call.programs, call.numel,
+            launch.reduce_kernel, 1, input.device, partial, loss, divisor, call.programs, divided_by(input, reduction),
             MEAN=reduction != REDUCTIONS["sum"], SUMMED=reduction == REDUCTIONS["weighted_mean"], EMPTY=None, ACC=call.constants["ACC"],
             BLOCK=REDUCE_BLOCK, num_warps=1 if INTERPRETED else REDUCE_THREADS // launch.warp_size(),
         )
     return loss, divisor
+
+
+ROW_BLOCK, ROW_TILE, ROW_WARPS = 512, 1024, 4  # of a row at a time; of all rows of a program
+
+
+def _row_sums(operands: tuple[Tensor | None, ...], loss: Tensor, divisor: Tensor, functor: str, params: list[float]) -> None:
+    input = operands[0]
+    rows, columns = input.shape
+    block = min(triton.next_power_of_2(max(columns, 1)), ROW_BLOCK)
+    tile = ROW_TILE // block
+    strides = [stride for t in operands for stride in (t.stride() if t is not None else (0, 0))]
+    if not rows:
+        divisor.fill_(1.0)
+        return
+    launch.run(
+        elementwise_rows_kernel, triton.cdiv(rows, tile), input.device, operands, loss, divisor, rows, columns, *strides,
+        *params, *(0.0,) * (4 - len(params)), FN=ELEMENTWISE[functor], UNIT=all(t is None or t.stride(1) == 1 for t in operands),
+        ACC=tl.float64 if input.dtype == torch.float64 else tl.float32, ROWS=tile, BLOCK=block,
+        num_warps=1 if INTERPRETED else ROW_WARPS, **launch.registers(ROW_WARPS),
+    )
 
 
 def elementwise_backward(grad_loss, input, target, third, weight, divisor, functor, params, reduction, *wanted):
@@ -269,7 +345,7 @@ def elementwise_backward(grad_loss, input, target, third, weight, divisor, funct
     call = _Call((*operands, grad_loss if each else None), functor, params)
     grads = gradients(input, target, third, wanted)
     if call.programs and any(wanted):
-        divided = reduction in (REDUCTIONS["mean"], REDUCTIONS["weighted_mean"])
+        divided = reduction not in (REDUCTIONS["none"], REDUCTIONS["sum"])
         launch.run(
             elementwise_backward_kernel, call.programs, input.device, grad_loss, operands, divisor if divided else None,
             tuple(grad if want else None for grad, want in zip(grads, wanted)), call.numel, *call.layout, *call.params,

@@ -180,7 +180,7 @@ def log_cosh(x, t, z, p):
 @triton.jit
 def quantile(x, t, z, p):
     u = t - x
-    slope = 0.5 * sign(u) + (p[0] - 0.5)
+    slope = 0.5 * sign(u) + (p[0] * z - 0.5)
     return u * slope, -slope, slope, tl.zeros_like(u)
 
 
@@ -339,14 +339,16 @@ def binary_cross_entropy_with_logits(x, t, z, p):
 
 @triton.jit
 def sigmoid_focal(x, t, z, p):
-    alpha = p[0]
+    alpha = p[0] * z
     gamma = p[1]
+    weighted = p[0] >= 0.0
+    balanced = p[3] == 0.0
     up = softplus(x)  # -log(1 - chance)
     down = softplus(-x)  # -log chance
     chance = tl.exp(-down)
     rest = tl.exp(-up)
     ce = (1.0 - t) * up + t * down
-    weight = tl.where(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * (1.0 - t))
+    weight = tl.where(weighted, tl.where(balanced, alpha * t + (1.0 - alpha) * (1.0 - t), alpha), 1.0)
     positive = t == 1.0
     negative = t == 0.0
     miss = rest * t + chance * (1.0 - t)
@@ -356,11 +358,17 @@ def sigmoid_focal(x, t, z, p):
     soft = (t != 1.0) & (t != 0.0)
     quotient = 1.0 / tl.where(soft, tl.where(gamma == 0.0, 1.0, tl.where(miss < 1e-30, 1e-30, miss)), 1.0)
     ratio = tl.where(positive, -chance, tl.where(soft, (1.0 - t - t) * chance * rest * quotient, rest))
-    d_input = weight * factor * (((1.0 - t) * chance - t * rest) + gamma * ratio * ce)
-    d_weight = tl.where(alpha < 0.0, 0.0, alpha + alpha - 1.0)
     t_ratio = tl.where(soft, (rest - chance) * quotient, 0.0)  # not for labels: rest may have underflowed
+    if p[2] > 0.0:  # threshold
+        hard = miss > 1.0 - p[2]
+        factor = tl.where(hard, 1.0, factor * tl.exp(-gamma * tl.log(p[2])))
+        ratio = tl.where(hard, 0.0, ratio)
+        t_ratio = tl.where(hard, 0.0, t_ratio)
+    d_input = weight * factor * (((1.0 - t) * chance - t * rest) + gamma * ratio * ce)
+    d_weight = tl.where(weighted & balanced, alpha + alpha - 1.0, 0.0)
     d_target = factor * (d_weight * ce + weight * (down - up) + weight * gamma * t_ratio * ce)
-    return weight * factor * ce, d_input, d_target, tl.zeros_like(x)
+    d_alpha = tl.where(weighted, p[0] * factor * ce * tl.where(balanced, t + t - 1.0, 1.0), 0.0)
+    return weight * factor * ce, d_input, d_target, d_alpha
 
 
 @triton.jit
@@ -377,8 +385,26 @@ def brier(x, t, z, p):
 
 @triton.jit
 def wasserstein(x, t, z, p):
-    side = 1.0 - t - t
-    return side * x, side, -2.0 * x, tl.zeros_like(x)
+    side = 2.0 * p[0] * (1.0 - t) - 1.0
+    return side * x, side, -2.0 * p[0] * x, tl.zeros_like(x)
+
+
+@triton.jit
+def gaussian_kl(x, t, z, p):
+    growth = expm1(t)
+    value = 0.5 * (x * x + (growth - t))
+    free = value < tl.where(p[0] > 0.0, p[0], -1.0)
+    return tl.where(free, p[0], value), tl.where(free, 0.0, x), tl.where(free, 0.0, 0.5 * growth), tl.zeros_like(x)
+
+
+@triton.jit
+def capsule_margin(x, t, z, p):
+    missing = larger(p[0] - x, tl.zeros_like(x))
+    extra = larger(x - p[1], tl.zeros_like(x))
+    absent = p[2] * (1.0 - t)
+    present = missing * missing
+    spurious = extra * extra
+    return t * present + absent * spurious, 2.0 * (absent * extra - t * missing), present - p[2] * spurious, tl.zeros_like(x)
 
 
 # The same names as in csrc/elementwise.h and the registry
@@ -407,6 +433,8 @@ ELEMENTWISE = {
     "sigmoid_focal": sigmoid_focal,
     "brier": brier,
     "wasserstein": wasserstein,
+    "gaussian_kl": gaussian_kl,
+    "capsule_margin": capsule_margin,
 }
 
 

@@ -49,6 +49,7 @@ def test_layouts_and_broadcasting(loss, backend):
         ElementwiseCase(shape=shape, layout=layout, target_layout=target_layout, target_shape=target_shape, third_shape=third, dtype=dtype,
                         reduction="none", gradients="operands").of(loss)
         for shape in ((), (5,), (6, 17), (3, 9, 4), (2, 5, 3, 4))
+        if shape or not LOSSES[loss].rows
         for layout in LAYOUTS
         for target_layout in ("contiguous", "transposed", "every second", "expanded rows", "channels last")
         for target_shape in target_shapes(loss)
@@ -98,7 +99,8 @@ def test_empty(loss, backend, shape):
     call = ElementwiseCase(shape=shape).of(loss).build()
     assert call.case.reduction == "mean"
     value = LOSSES[loss].function(*call.arguments(call.tensors())[0], **call.options, backend=backend)
-    assert value.isnan()  # torch's mean of nothing
+    rows = LOSSES[loss].rows == "sum" and shape[:-1].count(0) == 0  # sums of nothing have a mean
+    assert value == 0 if rows else value.isnan()  # torch's mean of nothing
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -113,7 +115,7 @@ def test_nan_is_not_swallowed(loss, backend, reduction):
         tensors[name][17] = math.nan
         positional, named = call.arguments(tensors)
         value = LOSSES[loss].function(*positional, **named, **call.options, backend=backend)
-        assert value.isnan().sum() == 1 and (reduction != "none" or value[17].isnan())
+        assert value.isnan().sum() == 1 and (reduction != "none" or LOSSES[loss].rows or value[17].isnan())
 
 
 @pytest.mark.slow
@@ -183,7 +185,7 @@ def test_gradcheck(loss, backend, reduction):
 def test_opcheck(loss, compiled, layout):
     call = ElementwiseCase(shape=(4, 5), dtype="float32", layout=layout).of(loss).build()
     operands = [call.by_name.get(name) for name in (*LOSSES[loss].operands, None, None)][:3]
-    settings = loss, [float(v) for _, v in call.case.params], 1
+    settings = LOSSES[loss].functor or loss, [float(v) for _, v in call.case.params], 1
     args = (*operands, None, *settings)
     torch.library.opcheck(getattr(torch.ops.fastloss.elementwise_forward, compiled), args)
     loss_value, divisor = getattr(torch.ops.fastloss.elementwise_forward, compiled)(*args)
@@ -306,7 +308,21 @@ BY_HAND = [
     ("sigmoid_focal_loss", ([math.log(3)], [1.0]), {"alpha": -1, "gamma": 1.0}, [0.25 * math.log(4 / 3)]),
     ("brier_loss", ([0.25, 1.0], [1.0, 1.0]), {}, [0.5625, 0.0]),
     ("brier_loss", ([0.0], [1.0]), {"from_logits": True}, [0.25]),
+    ("sigmoid_focal_loss", ([math.log(3)], [1.0]), {"alpha": 0.5, "gamma": 1.0, "alpha_mode": "constant"}, [0.125 * math.log(4 / 3)]),
+    # p_t is 3/4 and 1/4; the factor ((1 - p_t) / 0.5)^2, and 1 below the threshold
+    ("sigmoid_focal_loss", ([math.log(3)] * 2, [1.0, 0.0]), {"alpha": -1, "reduced_threshold": 0.5}, [0.25 * math.log(4 / 3), 2 * L2]),
+    # factors 1/4 and 3/4 add up to 1
+    ("sigmoid_focal_loss", ([math.log(3)] * 2, [1.0, 0.0]), {"alpha": -1, "gamma": 1.0, "normalized": True},
+     [0.25 * math.log(4 / 3), 1.5 * L2]),
     ("wasserstein_loss", ([3.0, 1.0], [1.0, 0.0]), {}, [-3.0, 1.0]),
+    ("wasserstein_loss", ([3.0, 1.0], [1.0, 0.0]), {"for_critic": False}, [-3.0, -1.0]),
+    ("quantile_loss", ([[1.0, 3.0], [2.0, 6.0]], [2.0, 4.0]), {"tau": [0.25, 0.75]}, [[0.25, 0.25], [0.5, 0.5]]),
+    ("quantile_loss", ([[1.0, 3.0], [2.0, 6.0]], [[2.0, 2.0], [4.0, 4.0]]), {"normalize": True}, [[0.25, 0.25], [0.25, 0.25]]),
+    ("quantile_loss", ([[1.0, 3.0], [2.0, 6.0]], [2.0, 4.0]), {"tau": [0.25, 0.75], "normalize": True}, [[1 / 12, 1 / 12], [1 / 6, 1 / 6]]),
+    ("gaussian_kl_loss", ([2.0, 0.0, 1.0], [0.0, L2, 2 * L2]), {}, [2.0, 0.5 - 0.5 * L2, 2.0 - L2]),
+    ("gaussian_kl_loss", ([2.0, 0.0], [0.0, L2]), {"free_bits": 0.25}, [2.0, 0.25]),
+    ("multilabel_soft_margin_loss", ([[0.0, math.log(3)], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]), {}, [1.5 * L2, L2]),
+    ("capsule_margin_loss", ([[0.4, 0.6], [0.95, 0.05]], [[1.0, 0.0], [1.0, 0.0]]), {}, [0.375, 0.0]),
 ]
 
 

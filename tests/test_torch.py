@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -104,16 +105,18 @@ NAN_AT_ZERO = ("kl_div", "poisson_nll_loss", "reference")
 
 def _same_as_torch(function, original, args, kwargs):
     """Equal results, dtypes, shapes and gradients of every leaf; equal exceptions where torch raises."""
+    wide = {id(value): _wide(value) for value in (*args, *kwargs.values())}  # a tensor that is passed twice stays one tensor
+    wide_args, wide_kwargs = [wide[id(a)] for a in args], {name: wide[id(value)] for name, value in kwargs.items()}
     try:
         kind = original(*args, **kwargs)
     except Exception as error:
-        with pytest.raises(type(error)):
-            function(*args, **kwargs)
-        return
+        if not re.search("not implemented for '(Half|BFloat16)'", str(error)):
+            with pytest.raises(type(error)):
+                function(*args, **kwargs)
+            return
+        kind = original(*wide_args, **wide_kwargs).to(args[0].dtype)  # on GPUs torch takes halves
     got = function(*args, **kwargs)
     assert got.dtype == kind.dtype and got.shape == kind.shape
-    wide = {id(value): _wide(value) for value in (*args, *kwargs.values())}  # a tensor that is passed twice stays one tensor
-    wide_args, wide_kwargs = [wide[id(a)] for a in args], {name: wide[id(value)] for name, value in kwargs.items()}
     wanted = original(*wide_args, **wide_kwargs)
     _close(got, wanted)
     upstream = torch.randn(wanted.shape, dtype=torch.float32).to(kind.dtype)
@@ -319,7 +322,7 @@ def test_op_info_samples(any_twin, backend, dtype, patched):
     loss, original = any_twin
     op = _op_infos()[f"nn.functional.{loss.torch}"]
     samples = list(op.sample_inputs("cpu", dtype, requires_grad=True))
-    assert len(samples) > 5
+    assert len(samples) > 3
     for sample in samples[:: step(backend, dtype, patched)]:
         args = (sample.input, *sample.args)
         if patched:

@@ -2,6 +2,7 @@
 
 #include "ops.h"
 
+#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include <array>
@@ -47,6 +48,29 @@ ElementwiseCall describe(
   return call;
 }
 
+// Reduction::kRowSums of an input (R, C): the parts of a row are added in one order, whichever thread computed them.
+Tensor row_sums(const ElementwiseCall& call, const Tensor& input, Scalar scalar, int index) {
+  const int64_t rows = input.size(0), columns = input.size(1), parts = std::max<int64_t>(1, (columns + kGrain - 1) / kGrain);
+  const Tensor loss = at::empty({rows}, input.options());
+  std::vector<std::array<double, 2>> sums(rows * parts);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(columns, kGrain)));
+  at::parallel_for(0, rows * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / parts * columns, first = i % parts * kGrain;
+      kernels->elementwise_forward(call, scalar, index, row + first, row + std::min(columns, first + kGrain), sums[i].data());
+    }
+  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, loss.scalar_type(), "row_sums", [&] {
+    auto* const values = loss.mutable_data_ptr<scalar_t>();
+    for (int64_t row = 0; row < rows; ++row) {
+      Compensated sum;
+      for (int64_t part = 0; part < parts; ++part) sum.add(sums[row * parts + part][0]);
+      values[row] = static_cast<scalar_t>(sum.value());
+    }
+  });
+  return loss;
+}
+
 std::tuple<Tensor, Tensor> elementwise_forward(
     const Tensor& input, const Tensor& target, const OptionalTensor& third, const OptionalTensor& weight, c10::string_view functor,
     at::ArrayRef<double> params, int64_t reduction_code) {
@@ -56,6 +80,11 @@ std::tuple<Tensor, Tensor> elementwise_forward(
   const auto reduction = static_cast<Reduction>(reduction_code);
   const bool each = reduction == Reduction::kNone;
   const int64_t n = input.numel(), pieces = (n + kGrain - 1) / kGrain;
+  const bool rows = reduction == Reduction::kRowSums || reduction == Reduction::kRowMean || reduction == Reduction::kColumnMean;
+  TORCH_CHECK(!rows || input.dim() == 2, "elementwise engine: rows are summed of (R, C), got ", input.sizes());
+  if (reduction == Reduction::kRowSums) {
+    return {row_sums(call, input, scalar, index), at::ones({}, input.options().dtype(accumulate_type(input)))};
+  }
   const Tensor loss = at::empty(each ? input.sizes() : at::IntArrayRef{}, input.options());
   const Tensor divisor = at::empty({}, input.options().dtype(accumulate_type(input)));
   if (each) {
@@ -72,7 +101,11 @@ std::tuple<Tensor, Tensor> elementwise_forward(
     for (const auto& piece : sums) sum.add(piece[field]);
     return sum.value();
   };
-  const double by = reduction == Reduction::kMean ? static_cast<double>(n) : reduction == Reduction::kWeightedMean ? total(1) : 1.0;
+  const double by = reduction == Reduction::kMean           ? static_cast<double>(n)
+                    : reduction == Reduction::kRowMean      ? static_cast<double>(input.size(0))
+                    : reduction == Reduction::kColumnMean   ? static_cast<double>(input.size(1))
+                    : reduction == Reduction::kWeightedMean ? total(1)
+                                                            : 1.0;
   AT_DISPATCH_FLOATING_TYPES(divisor.scalar_type(), "elementwise_forward", [&] {
     *divisor.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(by);
   });

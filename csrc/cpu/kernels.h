@@ -3,6 +3,7 @@
 
 #include "../box.h"
 #include "../elementwise.h"
+#include "../margin.h"
 #include "../overlap.h"
 #include "../row.h"
 #include "../sort.h"
@@ -53,6 +54,10 @@ void sort_statistics(const SortCall&, Scalar, int errors, int64_t begin, int64_t
 SortKeys sort_keys(const SortCall&, Scalar, int errors, int64_t group, int64_t row, int64_t begin, int64_t end, bool wide, void* entries);
 void sort_backward(const SortCall&, Scalar, int errors, int64_t begin, int64_t end);
 
+// The margin engine's is cut into ranges of rows.
+void margin_forward(const MarginCall&, Scalar, int64_t begin, int64_t end);
+void margin_backward(const MarginCall&, Scalar, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -72,6 +77,8 @@ struct Kernels {
   decltype(&kernel::sort_statistics) sort_statistics;
   decltype(&kernel::sort_keys) sort_keys;
   decltype(&kernel::sort_backward) sort_backward;
+  decltype(&kernel::margin_forward) margin_forward;
+  decltype(&kernel::margin_backward) margin_backward;
 };
 
 }  // namespace fastloss

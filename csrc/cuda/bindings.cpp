@@ -124,13 +124,13 @@ ElementwiseCall describe(const Sizes& sizes, const std::array<Given, 4>& operand
 }
 
 void elementwise_forward(const std::string& functor, int scalar, const Sizes& sizes, const std::array<Given, 4>& operands,
-                         const std::vector<double>& params, int reduction, Address divisor, Address loss, Address partial,
+                         const std::vector<double>& params, int reduction, int64_t count, Address divisor, Address loss, Address partial,
                          Address stream) {
   ElementwiseCall call = describe(sizes, operands, params, reduction, divisor);
   const bool each = reduction == static_cast<int>(fastloss::Reduction::kNone);
   if (each) call.loss.data = pointer(loss);
   const ElementwiseLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), each ? nullptr : pointer(loss),
-                                 pointer(partial), pointer(stream)};
+                                 pointer(partial), pointer(stream), count};
   const pybind11::gil_scoped_release release;
   fastloss::elementwise_forward(call, launch);
 }
@@ -145,7 +145,7 @@ void elementwise_backward(const std::string& functor, int scalar, const Sizes& s
   call.grad_input.data = pointer(grads[0]);
   call.grad_target.data = pointer(grads[1]);
   call.grad_third.data = pointer(grads[2]);
-  const ElementwiseLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, nullptr, pointer(stream)};
+  const ElementwiseLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, nullptr, pointer(stream), 0};
   const pybind11::gil_scoped_release release;
   fastloss::elementwise_backward(call, launch);
 }

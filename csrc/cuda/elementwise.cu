@@ -193,6 +193,26 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ElementwiseC
   }
 }
 
+// A block takes a row of sizes[1] x sizes[2] elements at a time.
+template <class T, class F>
+__global__ void __launch_bounds__(kThreads) rows_kernel(const ElementwiseCall call, const Settings<AccOf<T>> s, T* losses) {
+  using A = AccOf<T>;
+  const auto value = [](const Operand& operand, const Place& place, A absent) {
+    return operand.data ? widen(*locate<T>(operand, place)) : absent;
+  };
+  for (int64_t row = blockIdx.x; row < call.sizes[1]; row += gridDim.x) {
+    Sum<A> sum{0, 0};
+    for (int64_t column = threadIdx.x; column < call.sizes[2]; column += blockDim.x) {
+      const Place place{{0, row, column}};
+      const A x = value(call.input, place, A(0)), t = value(call.target, place, A(0)), z = value(call.third, place, A(1));
+      sum.add(F::eval(x, t, z, s.params).value * value(call.weight, place, A(1)));
+    }
+    const Totals<A> all = reduce_block(Totals<A>{sum.total(), A(0)});
+    if (threadIdx.x == 0) narrow(all.loss, losses[row]);
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *static_cast<A*>(call.divisor) = A(1);
+}
+
 template <class T, class F>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const ElementwiseCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
@@ -243,11 +263,17 @@ void run(bool forward, const ElementwiseCall& call, const ElementwiseLaunch& lau
   using A = AccOf<T>;
   Settings<A> s{{}, walk(call, Pack<T>::kCount), static_cast<A*>(launch.partial)};
   for (int i = 0; i < kMaxParams; ++i) s.params[i] = static_cast<A>(call.params[i]);
+  const auto reduction = static_cast<Reduction>(call.reduction);
+  if (forward && reduction == Reduction::kRowSums) {
+    const int threads = Grid(call.sizes[2]).threads;
+    const int64_t blocks = call.sizes[1] < 1 ? 1 : call.sizes[1] < kMaxBlocks ? call.sizes[1] : kMaxBlocks;
+    return start(rows_kernel<T, F>, blocks, threads, launch.stream, call, s, static_cast<T*>(launch.loss));
+  }
   const Grid grid(s.walk.packs > 0 ? s.walk.packs : (s.walk.count + kSingles - 1) / kSingles);
   start(forward ? forward_kernel<T, F> : backward_kernel<T, F>, grid.blocks, grid.threads, launch.stream, call, s);
   if (!forward || s.partial == nullptr) return;
   start(finish_kernel<T>, 1, kThreads, launch.stream, static_cast<const A*>(s.partial), static_cast<int>(grid.blocks), call.reduction,
-        s.walk.count, static_cast<A*>(call.divisor), static_cast<T*>(launch.loss));
+        launch.count, static_cast<A*>(call.divisor), static_cast<T*>(launch.loss));
 }
 
 template <class F>

@@ -24,9 +24,10 @@ struct RowLaunch {
 struct ElementwiseLaunch {
   const char* functor;
   Scalar scalar;
-  void* loss;     // Forward with a reduction: the scalar result, of the operands' type. Reduction::kNone writes call.loss.
+  void* loss;     // Forward with a reduction: the result, of the operands' type. Reduction::kNone writes call.loss.
   void* partial;  // Forward with a reduction: acc, 2 * max_blocks() entries of scratch.
   void* stream;
+  int64_t count;  // Forward with a reduction: what a mean that is not weighted divides by.
 };
 
 struct OverlapLaunch {

@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(kThreads)
   using A = AccOf<T>;
   const Totals<A> all = add_partials(partial, blocks);
   if (threadIdx.x != 0) return;
-  const A by = reduction == static_cast<int>(Reduction::kMean)           ? static_cast<A>(count)
-               : reduction == static_cast<int>(Reduction::kWeightedMean) ? all.count
-                                                                         : A(1);
+  const A by = reduction == static_cast<int>(Reduction::kWeightedMean) ? all.count
+               : reduction == static_cast<int>(Reduction::kSum)        ? A(1)
+                                                                       : static_cast<A>(count);
   if (divisor) *divisor = by;
   narrow(all.loss / by, *loss);
 }

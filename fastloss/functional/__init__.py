@@ -1,17 +1,30 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
-from . import binary, boxes, classification, distance, likelihood, lovasz, metric, regression, segmentation
+from . import (
+    binary, boxes, calibration, classification, distance, generative, information, likelihood, lovasz, margin, metric, regression, scaled,
+    segmentation, structure,
+)
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
+from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .distance import *  # noqa: F403
+from .generative import *  # noqa: F403
+from .information import *  # noqa: F403
 from .likelihood import *  # noqa: F403
-from .metric import *  # noqa: F403
 from .lovasz import *  # noqa: F403
+from .margin import *  # noqa: F403
+from .metric import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .scaled import *  # noqa: F403
 from .segmentation import *  # noqa: F403
+from .structure import *  # noqa: F403
 
 __all__ = [
-    *classification.__all__, *regression.__all__, *likelihood.__all__, *binary.__all__, *segmentation.__all__, *metric.__all__,
-    *lovasz.__all__, *distance.__all__, *boxes.__all__,
+    name
+    for family in (
+        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
+        boxes, generative, structure,
+    )
+    for name in family.__all__
 ]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..elementwise import elementwise_loss
+from ..engine import overridden
+from ..plain import widened
 from ..registry import register
 
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "brier_loss", "hinge_embedding_loss", "hinge_loss", "margin_ranking_loss",
-    "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss", "wasserstein_loss",
+    "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss",
 ]
 
 _BINARY = {"input": "real", "target": "binary"}
@@ -132,16 +137,26 @@ def binary_cross_entropy_with_logits(
     return elementwise_loss("binary_cross_entropy_with_logits", (), (input, target, pos_weight), weight, reduction, backend=backend)
 
 
-def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+def _focal_factor(input: Tensor, target: Tensor, gamma: float, threshold: float) -> Tensor | float:
+    if gamma == 0:
+        return 1.0
     log_p, log_q = F.logsigmoid(input), F.logsigmoid(-input)
-    loss = -(target * log_p + (1 - target) * log_q)
-    if gamma != 0:
-        # Labels take a branch of their own, in which nothing is divided by 1 - p_t.
-        hard = (target == 0) | (target == 1)
-        miss = torch.where(hard, 0.5, target * log_q.exp() + (1 - target) * log_p.exp())
-        log_miss = torch.where(hard, torch.where(target == 1, log_q, log_p), miss.log())
-        loss = loss * torch.exp(gamma * log_miss)
-    return loss if alpha < 0 else loss * (alpha * target + (1 - alpha) * (1 - target))
+    # Labels take a branch of their own, in which nothing is divided by 1 - p_t.
+    hard = (target == 0) | (target == 1)
+    miss = torch.where(hard, 0.5, target * log_q.exp() + (1 - target) * log_p.exp())
+    log_miss = torch.where(hard, torch.where(target == 1, log_q, log_p), miss.log())
+    if threshold <= 0:
+        return torch.exp(gamma * log_miss)
+    return torch.where(log_miss > math.log1p(-threshold), 1.0, torch.exp(gamma * (log_miss - math.log(threshold))))
+
+
+def _sigmoid_focal(input: Tensor, target: Tensor, *rest: Tensor | float) -> Tensor:
+    *each, alpha, gamma, threshold, constant = rest if len(rest) > 2 else (*rest, 0.0, 0.0)
+    balance = alpha * each[0] if each else alpha
+    loss = -(target * F.logsigmoid(input) + (1 - target) * F.logsigmoid(-input)) * _focal_factor(input, target, gamma, threshold)
+    if alpha < 0:
+        return loss
+    return loss * balance if constant else loss * (balance * target + (1 - balance) * (1 - target))
 
 
 @register(
@@ -151,11 +166,14 @@ def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) ->
 def sigmoid_focal_loss(
     input: Tensor,
     target: Tensor,
-    alpha: float = 0.25,
+    alpha: float | Tensor = 0.25,
     gamma: float = 2.0,
     reduction: str = "none",
     *,
     weight: Tensor | None = None,
+    alpha_mode: str = "balanced",
+    reduced_threshold: float | None = None,
+    normalized: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     r"""Focal loss of logits of the positive class: cross-entropy that well-classified elements hardly count in.
@@ -169,10 +187,14 @@ def sigmoid_focal_loss(
     Args:
         input: logits; float32, float64, bfloat16 or float16, any strides.
         target: labels or probabilities in [0, 1]; broadcasts with `input`.
-        alpha: balance of the classes in [0, 1], or -1 for none. Default: 0.25.
+        alpha: balance of the classes in [0, 1], or -1 for none; a tensor of balances, one a class, broadcasts with `input`. Default: 0.25.
         gamma: focusing parameter, at least 0. Default: 2.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``. Default: ``"none"``, as in torchvision.
         weight: a factor for each element; broadcasts to `input`. A mean divides by the number of elements. Default: 1.
+        alpha_mode: ``"balanced"`` for :math:`\alpha_t`, or ``"constant"`` for :math:`\alpha` whatever the label. Default: ``"balanced"``.
+        reduced_threshold: :math:`\theta` in (0, 1): the factor is :math:`((1 - p_t) / \theta)^\gamma`, and 1 where
+            :math:`p_t < \theta`. Default: None.
+        normalized: divide by the sum of the factors of all elements, through which gradients flow too. Default: False.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -180,10 +202,11 @@ def sigmoid_focal_loss(
         - loss: scalar, or the broadcast shape for ``reduction="none"``
 
     Raises:
-        ValueError: `alpha` is neither -1 nor in [0, 1]; `gamma` is negative; otherwise as :func:`fastloss.functional.mse_loss`.
+        ValueError: `alpha` is neither -1 nor in [0, 1]; `gamma` is negative; `alpha_mode` is unknown; `reduced_threshold` is not in (0, 1).
+            Otherwise as :func:`fastloss.functional.mse_loss`.
 
     Source:
-        Lin et al. 2017, equation 5.
+        Lin et al. 2017, equation 5; reduced: Sergievskiy and Ponamarev 2019, equation 3.
 
     Example:
         >>> import torch
@@ -191,10 +214,28 @@ def sigmoid_focal_loss(
         >>> F.sigmoid_focal_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
         tensor([0.1300, 0.0433])
     """
-    if not (alpha == -1 or 0 <= alpha <= 1):
+    if has_torch_function_variadic(input, target, alpha):
+        return overridden("sigmoid_focal", locals(), (input, target, alpha))
+    each = alpha if isinstance(alpha, Tensor) else None
+    if each is None and not (alpha == -1 or 0 <= alpha <= 1):
         raise ValueError(f"sigmoid_focal: Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     _checks.positive("sigmoid_focal", "gamma", gamma, zero=True)
-    return elementwise_loss("sigmoid_focal", (float(alpha), float(gamma)), (input, target, None), weight, reduction, backend=backend)
+    if alpha_mode not in ("balanced", "constant"):
+        raise ValueError(f"sigmoid_focal: alpha_mode must be 'balanced' or 'constant', got {alpha_mode!r}")
+    if reduced_threshold is not None and not 0 < reduced_threshold < 1:
+        raise ValueError(f"sigmoid_focal: reduced_threshold must be in (0, 1) or None, got {reduced_threshold}")
+    factor = dtype = None
+    if normalized or (each is not None and isinstance(input, Tensor) and each.dtype != input.dtype):
+        dtype, (input, target, each) = widened(
+            "sigmoid_focal", {"input": input, "target": target, "alpha": each}, backend, reduction
+        )
+    if normalized:
+        factor = _focal_factor(input, target, gamma, reduced_threshold or 0.0)
+        factor = factor.sum() if isinstance(factor, Tensor) else torch.broadcast_shapes(input.shape, target.shape).numel()
+    params = 1.0 if each is not None else float(alpha), float(gamma), reduced_threshold or 0.0, float(alpha_mode == "constant")
+    loss = elementwise_loss("sigmoid_focal", params, (input, target, each), weight, reduction, backend=backend)
+    loss = loss if factor is None else loss / factor
+    return loss if dtype is None else loss.to(dtype)
 
 
 def _brier(input: Tensor, target: Tensor, from_logits: float) -> Tensor:
@@ -450,34 +491,3 @@ def margin_ranking_loss(
         sizes = ", ".join(f"{name}: {t.size()}" for name, t in zip(("input1", "input2", "target"), tensors))
         raise RuntimeError(f"margin_ranking: All input tensors should have same dimension but got sizes: {sizes}")
     return elementwise_loss("margin_ranking", (float(margin),), tensors, None, reduction, backend=backend)
-
-
-@register(
-    "elementwise", point=lambda input, target: (1 - 2 * target) * input, formula="(1 - 2 t) x", source="Arjovsky et al. 2017, equation 3",
-    operands=_BINARY,
-)
-def wasserstein_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, backend: str | None = None) -> Tensor:
-    r"""Loss of a Wasserstein critic, :math:`\ell = (1 - 2 t) x`; of the generator with target 1.
-
-    Args:
-        input: the critic's scores.
-        target: 1 for real samples, 0 for generated ones; broadcasts with `input`.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        backend: as for :func:`fastloss.functional.cross_entropy`.
-
-    Shape:
-        - input, target: any that broadcast
-
-    Raises:
-        As :func:`fastloss.functional.mse_loss`.
-
-    Source:
-        Arjovsky et al. 2017, equation 3.
-
-    Example:
-        >>> import torch
-        >>> import fastloss.functional as F
-        >>> F.wasserstein_loss(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]), reduction="none")
-        tensor([-3.,  1.])
-    """
-    return elementwise_loss("wasserstein", (), (input, target, None), None, reduction, backend=backend)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..elementwise import elementwise_loss
+from ..engine import overridden
+from ..plain import widened
 from ..registry import register
 
 __all__ = [
@@ -265,7 +269,8 @@ def log_cosh_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, bac
     return elementwise_loss("log_cosh", (), (input, target, None), None, reduction, backend=backend)
 
 
-def _quantile(input: Tensor, target: Tensor, tau: float) -> Tensor:
+def _quantile(input: Tensor, target: Tensor, *levels: Tensor | float) -> Tensor:
+    tau = math.prod(levels)  # one for each element, if there are, times the parameter
     under = target - input
     return torch.maximum(tau * under, (tau - 1) * under)
 
@@ -275,25 +280,33 @@ def _quantile(input: Tensor, target: Tensor, tau: float) -> Tensor:
     params={"tau": (0.05, 0.95)},
 )
 def quantile_loss(
-    input: Tensor, target: Tensor, tau: float = 0.5, reduction: str = "mean", *, backend: str | None = None
+    input: Tensor,
+    target: Tensor,
+    tau: float | Sequence[float] = 0.5,
+    reduction: str = "mean",
+    *,
+    normalize: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     r"""Pinball loss, whose minimum is the `tau`-quantile: :math:`\ell = \max(\tau (t - x), (\tau - 1)(t - x))`.
 
-    For several quantiles at once, call it for each and add. At :math:`x = t` the two slopes count half each.
+    At :math:`x = t` the two slopes count half each.
 
     Args:
         input: predicted quantiles; float32, float64, bfloat16 or float16, any strides.
         target: true values; broadcasts with `input`.
-        tau: the quantile, in (0, 1). Default: 0.5, half of :func:`l1_loss`.
+        tau: the quantile, in (0, 1), or several, along a last dimension that `input` has and `target` has not. Default: 0.5, half of
+            :func:`l1_loss`.
+        normalize: divide what belongs to a series (the last dimension of `target`) by its mean :math:`|t|`, where above 1. Default: False.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
-        - input, target: any that broadcast
+        - input, target: any that broadcast, or :math:`(\dots, Q)` and :math:`(\dots)` for Q levels
         - loss: scalar, or the broadcast shape for ``reduction="none"``
 
     Raises:
-        ValueError: `tau` is not in (0, 1); otherwise as :func:`mse_loss`.
+        ValueError: `tau` is not in (0, 1), or `input` has another last dimension than there are levels; otherwise as :func:`mse_loss`.
 
     Source:
         Koenker and Bassett 1978.
@@ -304,9 +317,23 @@ def quantile_loss(
         >>> F.quantile_loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), tau=0.75, reduction="none")
         tensor([0.7500, 0.2500])
     """
-    if not 0 < tau < 1:
+    if has_torch_function_variadic(input, target):
+        return overridden("quantile", locals(), (input, target))
+    several = not isinstance(tau, (int, float))
+    if not all(0 < level < 1 for level in (tau if several else (tau,))):
         raise ValueError(f"quantile: tau must be in (0, 1), got {tau}")
-    return elementwise_loss("quantile", (float(tau),), (input, target, None), None, reduction, backend=backend)
+    if not several and not normalize:
+        return elementwise_loss("quantile", (float(tau),), (input, target, None), None, reduction, backend=backend)
+    dtype, (x, t) = widened("quantile", {"input": input, "target": target}, backend, reduction)
+    weight = levels = None
+    if normalize:
+        weight = 1 / t.detach().abs().mean(-1, keepdim=True).clamp_min(1)
+    if several:
+        if x.shape[-1:] != (len(tau),):
+            raise ValueError(f"quantile: input must have a last dimension of {len(tau)}, one for each tau, got {tuple(x.shape)}")
+        levels, t = x.new_tensor(tau), t.unsqueeze(-1)
+        weight = None if weight is None else weight.unsqueeze(-1)
+    return elementwise_loss("quantile", (1.0 if several else float(tau),), (x, t, levels), weight, reduction, backend=backend).to(dtype)
 
 
 @register(

@@ -1,0 +1,169 @@
+"""Cases of losses in plain torch, for tests and fuzzing: as :mod:`fastloss.cases`, which has those of the row engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .cases import LAYOUTS
+from .elementwise_cases import DOMAINS, middle
+from .elementwise_cases import VALUES as ALL_VALUES
+from .registry import LOSSES
+
+VALUES = {name: ALL_VALUES[name] for name in ("normal", "wide", "tiny", "equal")}
+SIZES = (1, 2, 3, 4, 5, 8, 17, 33, 64, 129)
+
+
+@dataclass(frozen=True)
+class PlainCase:
+    """One call of a loss in plain torch.
+
+    Args:
+        loss: name in the registry.
+        shape: of the first operand; the others follow from it.
+        dtype: of all floating tensors, as ``"float32"``.
+        seed: every number of the case is drawn from it.
+        layout: how floating tensors lie in memory; a key of :data:`fastloss.cases.LAYOUTS`.
+        values: what the numbers look like; a key of :data:`VALUES`.
+        params: the loss's own parameters and choices, as pairs of name and value.
+        gradients: "input", or "operands" for all floating tensors.
+    """
+
+    loss: str = "multi_margin"
+    shape: tuple[int, ...] = (4, 3)
+    dtype: str = "float32"
+    seed: int = 0
+    layout: str = "contiguous"
+    values: str = "normal"
+    reduction: str = "mean"
+    params: tuple[tuple[str, object], ...] = ()
+    gradients: str = "input"
+
+    inplace = False
+    extras = ()
+
+    def __str__(self) -> str:
+        changed = (f.name for f in fields(self) if f.name in ("loss", "shape", "seed") or getattr(self, f.name) != f.default)
+        return f"PlainCase({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
+
+    def of(self, loss: str) -> PlainCase:
+        """The same case of another loss: parameters in the middle of their ranges, the first of each choice."""
+        about = LOSSES[loss]
+        least, most = about.dims
+        shape = self.shape[:most] + (3,) * (least - len(self.shape))
+        params = {name: middle(bounds) for name, bounds in about.params.items()}
+        params |= {name: values[0] for name, values in about.choices.items()}
+        return replace(self, loss=loss, shape=shape, params=tuple(params.items()))
+
+    def options(self) -> dict:
+        """The keyword arguments of the call, without tensors."""
+        taken = inspect.signature(LOSSES[self.loss].function).parameters
+        return ({"reduction": self.reduction} if "reduction" in taken else {}) | dict(self.params)
+
+    def build(self) -> PlainCall:
+        """Make the tensors."""
+        dtype = getattr(torch, self.dtype)
+        generator = torch.Generator().manual_seed(self.seed)
+        tensors: dict[str, Tensor] = {}
+        memories: dict[str, Tensor] = {}
+        first = None
+        for name, kind in LOSSES[self.loss].operands.items():
+            if kind in INDICES:
+                tensors[name] = memories[name] = INDICES[kind](self.shape, generator)
+                continue
+            shape, domain = OPERANDS.get(kind, (lambda shape: shape, kind))
+            raw = VALUES[self.values](shape(self.shape), generator)
+            if first is not None and self.values == "equal" and raw.shape == first.shape:
+                raw = torch.where(torch.rand(raw.shape, generator=generator) < 0.5, first, raw)
+            first = raw if first is None else first
+            memories[name], tensors[name] = LAYOUTS[self.layout](DOMAINS[domain](raw).to(dtype))
+        return PlainCall(self, tensors, memories)
+
+
+@dataclass
+class PlainCall:
+    """The tensors of a case by name, with the memory that they are views of."""
+
+    case: PlainCase
+    by_name: dict[str, Tensor]
+    memories: dict[str, Tensor]
+
+    @property
+    def options(self) -> dict:
+        return self.case.options()
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        return next(iter(self.by_name.values())).dtype
+
+    def _run(self, call: PlainCall) -> Tensor:
+        return LOSSES[self.case.loss].function(*call.by_name.values(), **call.options, backend="eager")
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every output by name."""
+        with torch.no_grad():
+            return {"loss": tuple(self._run(self).shape)}
+
+    def to(self, dtype: torch.dtype) -> PlainCall:
+        """The same numbers in another dtype."""
+        return PlainCall(self.case, {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.by_name.items()}, self.memories)
+
+    def memory(self) -> dict[str, Tensor]:
+        """A copy of all the memory behind the inputs, as bytes."""
+        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return dict(self.by_name)
+
+    def differentiable(self) -> list[str]:
+        """The tensors that gradients are compared of."""
+        names = [name for name, t in self.by_name.items() if t.is_floating_point()]
+        return names[:1] if self.case.gradients == "input" else names
+
+    def arguments(self, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """How the loss takes these tensors: by position, and by keyword."""
+        return tuple(tensors.values()), {}
+
+    def operators(self, backend: str) -> None:
+        """The operators that run are those of the losses that this one is made of."""
+
+    def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """The size of each result; statistics of all elements enter each gradient, so its size is that of the largest one."""
+        wide = self.to(torch.float64)
+        leaves = {name: wide.by_name[name].detach().requires_grad_() for name in self.differentiable()}
+        value = self._run(PlainCall(self.case, wide.by_name | leaves, {}))
+        result = {"truth": 64.0, "relative": 1.0, "loss": float(value.detach().abs().max()) if value.numel() else 0.0}
+        found = torch.autograd.grad(value, list(leaves.values()), upstream["loss"].double().reshape(value.shape), allow_unused=True)
+        for name, grad in zip(leaves, found):
+            result[name] = float(grad.abs().max()) if grad is not None and grad.numel() else 0.0
+        return result
+
+    def excused(self, name: str) -> Tensor | None:
+        """Where a result may be NaN whatever the truth: nowhere."""
+        return None
+
+
+def _label_list(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Some of the classes in random order, then -1, then whatever."""
+    order = torch.rand(shape, generator=generator).argsort(-1)
+    ends = (torch.rand(shape[:-1], generator=generator) * (shape[-1] + 1)).long().unsqueeze(-1)
+    return torch.where(torch.arange(shape[-1]) == ends, -1, order)
+
+
+# Tensors of integers, which are not differentiated.
+INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
+    "class": lambda shape, g: torch.randint(0, shape[-1], shape[:-1], generator=g),
+    "labels": _label_list,
+}
+
+# Operands that have another shape than the first: what it is, and the numbers they take (fastloss.elementwise_cases.DOMAINS). Any other
+# kind is a key of DOMAINS, of the first one's shape.
+OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = {
+    "latent": (lambda shape: (shape[0], 5), "real"),
+    "log variance": (lambda shape: (shape[0], 5), "rate"),
+}
