@@ -166,7 +166,7 @@ def choose(name: str, backend: str | None, *tensors: torch.Tensor | None) -> tup
         return "eager", "asked for"
     device = tensors[0].device.type
     reason = _only_eager(tensors)
-    runs_on = LOSSES[name].backends
+    runs_on = LOSSES[name].backends if name in LOSSES else BACKENDS  # an engine may run under the name of who called it
     if asked == "auto":
         chosen = ("eager", reason) if reason else _automatic(device)
         return chosen if chosen[0] in runs_on else ("eager", f"{name} has no {chosen[0]} kernels")

@@ -340,7 +340,7 @@ def test_defect_29_alpha_prices_false_positives(backend):
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"reduction": "max"}, ValueError, "'mean'"),
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"power": 3}, ValueError, "power"),
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"smooth": -1.0}, ValueError, "smooth"),
-        ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"eps": 0.0}, ValueError, "eps"),
+        ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"eps": -1.0}, ValueError, "eps"),
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"weight": torch.ones(4)}, ValueError, "3 classes"),
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"weight": [1.0]}, TypeError, "weight must be a Tensor"),
         ((torch.rand(2, 3, 4), torch.zeros(2, 4).long()), {"weight": torch.ones(3), "group": "all"}, ValueError, "single classes"),
