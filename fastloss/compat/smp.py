@@ -425,7 +425,7 @@ class SoftBCEWithLogitsLoss(nn.Module):
             target = y_true if y_true.is_floating_point() else y_true.to(y_pred.dtype)
             smoothed = target * (1 - self.smooth_factor) + (1 - target) * self.smooth_factor
             target = smoothed if ignored is None else torch.where(y_true == ignored, target, smoothed)
-        if self.weight is None and self.pos_weight is None and self.reduction in ("mean", "sum"):
+        if ignored is not None and self.weight is None and self.pos_weight is None and self.reduction in ("mean", "sum"):
             sums, dtype = statistics(
                 "SoftBCEWithLogitsLoss", "sigmoid_cross_entropy", (), y_pred.reshape(1, 1, -1), target.reshape(1, 1, -1), ignored
             )
