@@ -124,8 +124,8 @@ def test_smp_pointwise_losses():
     x, labels = tensors()
     hard = torch.randint(2, SHAPE, generator=torch.Generator().manual_seed(1))
     grid = {
-        "reduction": ("mean", "sum", "none"), "smooth_factor": (None, 0.1), "ignore_index": (-100, None, 0), "weight": (None, torch.rand(5)),
-        "pos_weight": (None, torch.rand(5)), "target": (hard, hard.float(), torch.rand(SHAPE)),
+        "reduction": ("mean", "sum", "none"), "smooth_factor": (None, 0.1), "ignore_index": (-100, None, 0),
+        "weight": (None, torch.rand(5)), "pos_weight": (None, torch.rand(5)), "target": (hard, hard.float(), torch.rand(SHAPE)),
     }
     for o in sample(grid, 30):
         target = o.pop("target")
