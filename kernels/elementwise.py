@@ -20,7 +20,7 @@ from fastloss.engine import REDUCTIONS, accumulate_dtype, library
 from . import INTERPRETED, launch
 from .functors import ELEMENTWISE
 from .tuning import ELEMENTWISE as TUNING
-from .tuning import layout_class
+from .tuning import ROW_SUMS, layout_class
 
 NONE = tl.constexpr(REDUCTIONS["none"])
 WEIGHTED_MEAN = tl.constexpr(REDUCTIONS["weighted_mean"])
@@ -316,14 +316,13 @@ def elementwise_forward(input, target, third, weight, functor, params, reduction
     return loss, divisor
 
 
-ROW_BLOCK, ROW_TILE, ROW_WARPS = 512, 1024, 4  # of a row at a time; of all rows of a program
-
-
 def _row_sums(operands: tuple[Tensor | None, ...], loss: Tensor, divisor: Tensor, functor: str, params: list[float]) -> None:
     input = operands[0]
     rows, columns = input.shape
-    block = min(triton.next_power_of_2(max(columns, 1)), ROW_BLOCK)
-    tile = ROW_TILE // block
+    most, elements, threads = ROW_SUMS
+    block = min(triton.next_power_of_2(max(columns, 1)), most)
+    tile = elements // block
+    num_warps = 1 if INTERPRETED else threads // launch.warp_size()
     strides = [stride for t in operands for stride in (t.stride() if t is not None else (0, 0))]
     if not rows:
         divisor.fill_(1.0)
@@ -332,7 +331,7 @@ def _row_sums(operands: tuple[Tensor | None, ...], loss: Tensor, divisor: Tensor
         elementwise_rows_kernel, triton.cdiv(rows, tile), input.device, operands, loss, divisor, rows, columns, *strides,
         *params, *(0.0,) * (4 - len(params)), FN=ELEMENTWISE[functor], UNIT=all(t is None or t.stride(1) == 1 for t in operands),
         ACC=tl.float64 if input.dtype == torch.float64 else tl.float32, ROWS=tile, BLOCK=block,
-        num_warps=1 if INTERPRETED else ROW_WARPS, **launch.registers(ROW_WARPS),
+        num_warps=num_warps, **launch.registers(num_warps),
     )
 
 

@@ -43,6 +43,9 @@ ELEMENTWISE: dict[str, tuple[int, int]] = {
     "strided_double": (512, 128),
 }
 
+# Their sums of rows: (elements of a row at a time, elements of all rows of a program, threads).
+ROW_SUMS = (512, 1024, 128)
+
 # The overlap kernels, by what lies beside an element: pixels in aligned vectors (contiguous), classes (channels_last), or neither. A row is
 # (classes at the most; classes of a tile, None for all of them; elements of a tile; pixels that a thread adds up before they join its sums;
 # threads). Tiles with all classes have 8 elements a thread (4 doubles): with 16 the focal losses spill. As far as that leaves 32 neighbouring

@@ -246,7 +246,7 @@ def test_modules_can_be_copied_and_pickled(name):
     kind = getattr(fastloss.nn, fastloss.nn.class_name(LOSSES[name]))
     call = sample(name, shape=(4, 9)).build()
     tensors = call.arguments(call.tensors())[0]
-    weight = torch.rand(9) if LOSSES[name].engine == "row" else torch.rand(4, 9)
+    weight = torch.rand(4, 9) if LOSSES[name].engine == "elementwise" else torch.rand(9)  # of each element, or of each class
     taken = kind.__signature__.parameters
     module = kind(**{key: value for key, value in {"weight": weight, "reduction": "sum"}.items() if key in taken})
     stream = io.BytesIO()

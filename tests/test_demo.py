@@ -13,7 +13,7 @@ import torch
 import fastloss
 from fastloss import cli, demo, demo_worker
 
-WORDS, DIGITS = demo.TASKS
+WORDS, DIGITS, SCENES, FOCAL = demo.TASKS
 
 
 def runs(torch_losses: list[float], our_losses: list[float]) -> dict[str, demo.Run]:
@@ -64,7 +64,8 @@ def test_a_standard_library_that_is_too_small(monkeypatch, tmp_path):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     digits = demo.load_digits()
-    numpy.savez(folder / "digits.npz", images=digits.images, labels=digits.target)
+    for model in ("digits", "scenes", "focal scenes"):
+        numpy.savez(folder / f"{model}.npz", images=digits.images, labels=digits.target)
     generator = numpy.random.default_rng(0)
     numpy.savez(folder / "words.npz", text=generator.integers(0, 50, 5000), vocabulary=50)
     return folder
@@ -82,8 +83,24 @@ def test_both_losses_train_alike(task, data):
 
 
 def test_each_run_uses_its_own_loss():
-    assert demo_worker.LOSSES["torch"] is torch.nn.CrossEntropyLoss
-    assert demo_worker.LOSSES["fastloss"] is fastloss.nn.CrossEntropyLoss
+    for task in (WORDS, DIGITS):
+        assert demo_worker.LOSSES[task.model] == {"torch": torch.nn.CrossEntropyLoss, "fastloss": fastloss.nn.CrossEntropyLoss}
+    assert demo_worker.LOSSES["scenes"]["fastloss"] is fastloss.nn.DiceCeLoss
+    assert demo_worker.LOSSES["focal scenes"]["fastloss"] is fastloss.nn.DiceFocalLoss
+
+
+@pytest.mark.parametrize("model", ["scenes", "focal scenes"])
+def test_both_sides_of_the_scenes_compute_the_same(model):
+    x, y = torch.randn(2, 11, 6, 6, dtype=torch.float64), torch.randint(11, (2, 6, 6), dtype=torch.uint8)
+    theirs, ours = (demo_worker.LOSSES[model][side]()(x, y) for side in demo.COLORS)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_scenes_hold_digits(data):
+    torch.manual_seed(0)
+    scenes = demo_worker.Scenes(data / "scenes.npz")
+    assert scenes.images.shape == (256, 1, 48, 48) and scenes.masks.unique().tolist() == list(range(11))
+    assert (scenes.images[:, 0][scenes.masks > 0] > 0.3).all() and (scenes.masks > 0).float().mean() > 0.1
 
 
 def test_a_worker_that_dies_is_reported(tmp_path):
@@ -93,7 +110,8 @@ def test_a_worker_that_dies_is_reported(tmp_path):
 
 def test_picture(tmp_path):
     path = tmp_path / "curves.png"
-    demo.picture({WORDS: runs(FALLING, FALLING), DIGITS: runs(FALLING, FALLING)}, path)
+    masks = {name: numpy.zeros((3, 48, 48)) for name in ("image", "truth", "torch", "fastloss")}
+    demo.picture({task: runs(FALLING, FALLING) for task in demo.TASKS}, masks, path)
     pixels = matplotlib.image.imread(path)
     assert pixels.shape[0] > 400 and pixels.shape[1] > 1000
     colours = {tuple(colour) for colour in (pixels[..., :3] * 255).round().astype(int).reshape(-1, 3)[::7]}
@@ -101,7 +119,9 @@ def test_picture(tmp_path):
 
 
 def test_exit_status(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo, "prepare", lambda folder: {task.model: folder for task in demo.TASKS})
+    monkeypatch.setattr(demo, "prepare", lambda folder: {task.model: folder / task.model for task in demo.TASKS})
+    masks = {name: numpy.zeros((3, 48, 48)) for name in ("image", "truth", "found")}
+    monkeypatch.setattr(demo.numpy, "load", lambda path: masks)
     offset = {"torch": 0.0, "fastloss": 0.0}
     monkeypatch.setattr(
         demo, "train", lambda task, loss, steps, data, advance: runs([x + offset[loss] for x in FALLING], []).get("torch")
