@@ -109,8 +109,10 @@ class Scenes:
         self.held_out = self._scenes(digits[split:], labels[split:], 64)
         self.data = data
         self.model = nn.Sequential(
-            nn.Conv2d(1, 24, 5, padding=2), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=2, dilation=2), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, padding=4, dilation=4), nn.ReLU(), nn.Conv2d(32, CLASSES, 1),
+            nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=2, dilation=2), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(64, CLASSES, 1), nn.Upsample(scale_factor=2, mode="bilinear"),
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-3)
 
@@ -136,6 +138,7 @@ class Scenes:
     def score(self) -> dict[str, float]:
         """Mean intersection over union of the digits, in held-out scenes; the masks of a few go to a file beside the data."""
         images, masks = self.held_out
+        self.model.eval()
         found = self.model(images).argmax(1)
         numpy.savez(self.data.with_suffix(".masks.npz"), image=images[:3, 0], truth=masks[:3], found=found[:3].to(torch.uint8))
         shared = [((found == c) & (masks == c)).sum() / ((found == c) | (masks == c)).sum().clamp_min(1) for c in range(1, CLASSES)]
