@@ -253,6 +253,11 @@ def boxes(name: str, boxes1: Tensor, boxes2: Tensor, pairs: bool = False) -> tup
     return dtype if dtype.is_floating_point else torch.float32, shape
 
 
+def autocast(input: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    return input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+
+
 def warn(message: str, depth: int = 0) -> None:
     """Warn the caller of the public function, `depth` calls above; not while compiling, which a warning would break."""
     if not torch.compiler.is_compiling():

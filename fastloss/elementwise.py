@@ -188,7 +188,7 @@ def elementwise_loss(
     if rows:
         code = _OF_ROWS[rows, code]
     divides_rows = code == REDUCTIONS["row_sums"] and rows == "mean"
-    if dtype.itemsize == 2 and (divides_rows or backend != "eager" and _sums_gradients(tensors)):
+    if dtype.itemsize == 2 and (divides_rows or (rows or backend != "eager") and _sums_gradients(tensors)):
         tensors = tuple(t if t is None else t.float() for t in tensors)
     if rows:
         tensors, restore = as_rows(*tensors)

@@ -26,7 +26,7 @@ ARGUMENTS = {
     "eps": "what the denominator is at least; 0 leaves it as it is, and a score of nothing is then NaN.",
     "power": "1, or 2 to square probabilities and targets in the denominator (Milletari et al. 2016). Default: 1.",
     "soft_label": "take the intersection as :math:`(P + T - \\sum |p - t|) / 2`, which is largest at :math:`p = t` for soft targets too\n"
-    "(Wang et al. 2023). Default: False.",
+    "(Wang et al. 2023). With ``power=2`` :math:`\\sum p t` is, and stays. Default: False.",
     "group": "what a score is taken over: ``\"sample\"``: each sample and class; ``\"batch\"``: each class over the whole batch;\n"
     "``\"image\"``: each sample over all classes; ``\"all\"``: everything. Default: ``\"sample\"``.",
     "absent": "of scores whose target is empty: ``\"keep\"`` them, count them as a loss of ``\"zero\"``, or ``\"skip\"`` them, which\n"
@@ -107,11 +107,15 @@ def ratio(
     eps: float,
     power: int,
     soft_label: bool,
+    absent: str = "keep",
 ) -> Tensor:
     """(a I + smooth) / (b_0 I + b_1 P + b_2 T + smooth_denominator) for coefficients (a, b_0, b_1, b_2)."""
+    if absent != "keep":  # what will not count must not make a NaN, nor one of a gradient
+        present = sums["target"] > 0
+        sums = {name: torch.where(present, value, 1.0) for name, value in sums.items()}
     squared = "_square" if power == 2 else ""
     predicted, there = sums["input" + squared], sums["target" + squared]
-    shared = (predicted + there - sums["difference"]) / 2 if soft_label else sums["intersection"]
+    shared = (predicted + there - sums["difference"]) / 2 if soft_label and power == 1 else sums["intersection"]
     a, b0, b1, b2 = coefficients
     denominator = b0 * shared + b1 * predicted + b2 * there + (smooth if smooth_denominator is None else smooth_denominator)
     return (a * shared + smooth) / (denominator.clamp_min(eps) if eps else denominator)
@@ -136,7 +140,7 @@ def reduce(
         if group not in ("sample", "batch"):
             raise ValueError(f"{name}: weight needs scores of single classes, group='sample' or 'batch', got group={group!r}")
         losses = losses * class_weight(name, weight, losses.shape[-1], include_background).to(losses.dtype)
-    losses = losses if present is None else losses * present
+    losses = losses if present is None else torch.where(present > 0, losses, 0.0)
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -170,7 +174,7 @@ def region_loss(name, coefficients, given, gamma: float = 1.0) -> Tensor:
                     given["include_background"], given["ignore_index"], given["channel_dim"], given["backend"])
     sums = sums_of.grouped(given["group"])
     score = ratio(sums, coefficients, given["smooth"], given["smooth_denominator"], given["eps"], given.get("power", 1),
-                   given.get("soft_label", False))
+                  given.get("soft_label", False), given["absent"])
     losses = -torch.log(score.clamp_min(given["eps"])) if given.get("log") else power_of(1.0 - score, gamma)
     loss = reduce(name, losses, sums, given["group"], given["absent"], given["weight"], given["include_background"], given["reduction"])
     return loss.to(sums_of.dtype)

@@ -37,8 +37,9 @@ def log1p(x):
 
 @triton.jit
 def expm1(x):
-    half = tanh(0.5 * x)
-    return 2.0 * half / (1.0 - half)
+    near = tl.abs(x) < 1.0
+    half = tanh(0.5 * tl.where(near, x, 0.0))
+    return tl.where(near, 2.0 * half / (1.0 - half), tl.exp(x) - 1.0)
 
 
 @triton.jit

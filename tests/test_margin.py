@@ -175,7 +175,7 @@ def test_kernels_run_and_no_label_is_read_out_of_bounds():
     with Recorder() as recorder:
         ours.multi_margin_loss(x, T, backend="cpu").backward()
     assert recorder.ops == ["margin_forward.cpu", "margin_backward.cpu"]
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(RuntimeError, match="out of bounds"):
         torch.ops.fastloss.margin_forward.cpu(X, T.unsqueeze(1) + 4, None, 1, 1.0, 1)
 
 
@@ -195,3 +195,24 @@ def test_infinite_and_broken_scores(backend):
     x = torch.tensor([[-math.inf, 0.0, 1.0], [0.0, -math.inf, 1.0], [0.0, math.nan, 1.0]])
     got = ours.multi_margin_loss(x, torch.zeros(3, dtype=torch.int64), reduction="none", backend=backend)
     assert got[0] == math.inf and got[1] == pytest.approx(2 / 3) and got[2].isnan()
+
+
+def test_compiled_scores_of_a_negative_label_raise():
+    x, y = torch.randn(4, 5), torch.tensor([-1, 0, 1, 2])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        torch.compile(lambda x, y: ours.multi_margin_loss(x, y), backend="aot_eager")(x, y)
+
+
+def test_weights_under_autocast_may_be_wider():
+    x, y, weight = torch.randn(4, 5).bfloat16(), torch.tensor([0, 1, 2, 3]), torch.rand(5)
+    with torch.autocast("cpu"):
+        assert ours.multi_margin_loss(x, y, weight=weight).dtype == torch.float32
+
+
+def test_labels_of_plain_losses_may_be_bool_or_integers():
+    p, y = torch.rand(6), torch.tensor([0, 1, 1, 0, 1, 0])
+    for function in (ours.spiegelhalter_z_loss, ours.calibration_loss, ours.mase_loss):
+        torch.testing.assert_close(function(p, y), function(p, y.float()))
+    torch.testing.assert_close(ours.spiegelhalter_z_loss(p, y.bool()), ours.spiegelhalter_z_loss(p, y.float()))
+    shown = ours.analyze_margin_loss_components(torch.rand(2, 3), torch.tensor([[True, False, False], [False, True, False]]))
+    assert shown["total_loss"].isfinite()

@@ -364,3 +364,42 @@ def test_bad_options_of_the_others():
     ):
         with pytest.raises(ValueError, match=words):
             function(x, y, **options)
+
+
+# Found by reading
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32], ids=str)
+def test_labels_of_unsigned_dtypes_are_not_negative(dtype, backend):
+    top = 2 ** (8 * dtype.itemsize) - 1
+    labels, x = torch.tensor([[0, 1, 2, 0, 1, top]]), torch.randn(1, 3, 6)
+    value = ours.dice_loss(x, labels.to(dtype), ignore_index=top, backend=backend)
+    torch.testing.assert_close(value, ours.dice_loss(x, labels, ignore_index=top, backend="eager"))
+    with pytest.raises(IndexError, match=str(top)):
+        ours.dice_loss(x, labels.to(dtype), backend=backend)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_kappa_of_one_class_is_finite(label, backend):
+    p = (0.1 * torch.rand(50) + 0.9 * label).requires_grad_()
+    labels = torch.full((50,), label)
+    value = ours.anyloss(p, labels, "cohen_kappa", backend=backend)
+    assert value.item() == pytest.approx(ours.anyloss(p.detach().double(), labels, "cohen_kappa", backend="eager").item(), abs=1e-4)
+    assert torch.autograd.grad(value, p)[0].isfinite().all()
+
+
+def test_soft_labels_and_squares_of_hard_labels_are_the_same(backend):
+    p, y = torch.tensor([[[0.5, 0.5, 0.5, 0.9]]]), torch.tensor([[0, 0, 0, 1]])
+    for power in (1, 2):
+        hard, soft = (
+            ours.dice_loss(p, y, activation="none", smooth=0.0, power=power, soft_label=soft, backend=backend) for soft in (False, True)
+        )
+        torch.testing.assert_close(hard, soft)
+
+
+@pytest.mark.parametrize("absent", ["zero", "skip"])
+def test_an_absent_class_of_no_score_is_left_out(absent, backend):
+    x = torch.randn(2, 3, 16, requires_grad=True)
+    options = {"smooth": 0.0, "eps": 0.0, "log": True, "absent": absent, "backend": backend}
+    value = ours.dice_loss(x, torch.zeros(2, 16).long(), **options)
+    assert value.isfinite() and torch.autograd.grad(value, x)[0].isfinite().all()

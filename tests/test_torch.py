@@ -87,16 +87,32 @@ def test_gradient_by_hand(backend):
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def _close(got, wanted):
-    """Within torch's usual tolerances; a half result against one rounding of torch's float32 result."""
-    torch.testing.assert_close(got, wanted.to(got.dtype), equal_nan=True, check_stride=False)
+def _close(got, wanted, exact=None, size=0.0):
+    """Within torch's usual tolerances; a half result against one rounding of torch's float32 result.
+
+    Where a loss is summed from terms that cancel, float32 sums are further off than that: ours may be as far from the `exact` result as
+    torch's is, and by torch's usual relative tolerance of the `size` of the terms.
+    """
+    try:
+        torch.testing.assert_close(got, wanted.to(got.dtype), equal_nan=True, check_stride=False)
+    except AssertionError:
+        if exact is None or got.dtype != torch.float32:
+            raise
+        allowed = (wanted.double() - exact).abs() + 1e-5 + 1.3e-6 * exact.abs().clamp_min(size)
+        if not ((got.double() - exact).abs() <= allowed).all():
+            raise
+
+
+def _in(dtype, value):
+    """The same numbers in another dtype, gradients wanted as before; other arguments as they are."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.detach().to(dtype).requires_grad_(value.requires_grad)
+    return value
 
 
 def _wide(value):
     """The same numbers in float32 where they are halves, since torch rounds inside its sums of them and we do not."""
-    if isinstance(value, torch.Tensor) and value.dtype in HALVES:
-        return value.detach().float().requires_grad_(value.requires_grad)
-    return value
+    return _in(torch.float32, value) if isinstance(value, torch.Tensor) and value.dtype in HALVES else value
 
 
 # torch's gradient to a target of exactly 0 is NaN there: 0 times an infinite slope, or a masked logarithm.
@@ -118,7 +134,15 @@ def _same_as_torch(function, original, args, kwargs):
     got = function(*args, **kwargs)
     assert got.dtype == kind.dtype and got.shape == kind.shape
     wanted = original(*wide_args, **wide_kwargs)
-    _close(got, wanted)
+    exact_of = {id(value): _in(torch.float64, value) for value in (*args, *kwargs.values())}
+    exact_args = [exact_of[id(a)] for a in args]
+    exact_kwargs = {name: exact_of[id(value)] for name, value in kwargs.items()}
+    exact = original(*exact_args, **exact_kwargs)
+    size = 0.0
+    if kwargs.get("reduction") in ("mean", "sum"):
+        terms = original(*exact_args, **{**exact_kwargs, "reduction": "none"}).detach().abs()
+        size = (terms.sum() / (terms.numel() if kwargs["reduction"] == "mean" else 1)).item()
+    _close(got, wanted, exact.detach(), size)
     upstream = torch.randn(wanted.shape, dtype=torch.float32).to(kind.dtype)
     leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
     wide_leaves = [a for a in wide_args if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -127,14 +151,22 @@ def _same_as_torch(function, original, args, kwargs):
         return
     theirs = torch.autograd.grad(wanted, wide_leaves, upstream.to(wanted.dtype), allow_unused=True)
     ours = torch.autograd.grad(got, leaves, upstream, allow_unused=True)
-    for leaf, a, b in zip(leaves, ours, theirs):
+    exact_leaves = [a for a in exact_args if isinstance(a, torch.Tensor) and a.requires_grad]
+    exacts = torch.autograd.grad(exact, exact_leaves, upstream.double(), allow_unused=True)
+    for leaf, a, b, c in zip(leaves, ours, theirs, exacts):
         if b is None:
             assert a is None or not a.any()
         else:
             assert a.dtype == leaf.dtype
             if getattr(original, "__name__", "") in NAN_AT_ZERO or type(original).__name__ in NAN_AT_ZERO:
                 b = torch.where(b.isnan() & (leaf == 0) & a.isfinite(), a.to(b.dtype), b)
-            _close(a, b)
+            shape = torch.broadcast_shapes(*(t.shape for t in exact_args if isinstance(t, torch.Tensor))) if len(leaves) > 1 else leaf.shape
+            size = 0.0
+            if leaf.dtype == torch.float32 and leaf.numel() == 1 < shape.numel():  # a sum of many terms
+                one = exact_of[id(leaf)].detach().expand(shape).clone().requires_grad_()
+                each = original(*(one if t is exact_of[id(leaf)] else t for t in exact_args), **exact_kwargs)
+                size = torch.autograd.grad(each, one, upstream.double())[0].abs().sum().item()
+            _close(a, b, c, size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -321,6 +353,7 @@ def step(backend: str, dtype: torch.dtype, patched: bool) -> int:
 def test_op_info_samples(any_twin, backend, dtype, patched):
     loss, original = any_twin
     op = _op_infos()[f"nn.functional.{loss.torch}"]
+    torch.manual_seed(0)  # again, since the first import of the samples draws numbers too
     samples = list(op.sample_inputs("cpu", dtype, requires_grad=True))
     assert len(samples) > 3
     for sample in samples[:: step(backend, dtype, patched)]:

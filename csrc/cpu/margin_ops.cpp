@@ -36,8 +36,9 @@ void each_row(const MarginCall& call, const Run& run) {
 Tensor margin_forward(
     const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t p, double margin, int64_t reduction_code) {
   MarginCall call = describe(input, target, weight, p, margin);
-  TORCH_CHECK_INDEX(std::all_of(call.target, call.target + target.numel(), [&](int64_t label) { return label < call.classes; }),
-                    "margin engine: a label is out of bounds: wanted target < ", call.classes);
+  const int64_t least = call.labels == 1 && call.classes > 1 ? 0 : std::numeric_limits<int64_t>::min();  // lists end at the first -1
+  TORCH_CHECK(std::all_of(call.target, call.target + target.numel(), [&](int64_t label) { return label >= least && label < call.classes; }),
+              "margin engine: a label is out of bounds: wanted 0 <= target < ", call.classes);
   const Tensor rows = at::empty({call.rows}, input.options().dtype(accumulate_type(input)));
   call.row_loss = rows.data_ptr();
   each_row(call, [&](int64_t begin, int64_t end) { kernels->margin_forward(call, scalar_of(input), begin, end); });

@@ -92,8 +92,12 @@ struct Overlap {
         case 1:
           return c.label_signed ? read_labels(reinterpret_cast<const int8_t*>(from), n)
                                 : read_labels(reinterpret_cast<const uint8_t*>(from), n);
-        case 2: return read_labels(reinterpret_cast<const int16_t*>(from), n);
-        case 4: return read_labels(reinterpret_cast<const int32_t*>(from), n);
+        case 2:
+          return c.label_signed ? read_labels(reinterpret_cast<const int16_t*>(from), n)
+                                : read_labels(reinterpret_cast<const uint16_t*>(from), n);
+        case 4:
+          return c.label_signed ? read_labels(reinterpret_cast<const int32_t*>(from), n)
+                                : read_labels(reinterpret_cast<const uint32_t*>(from), n);
         default: return read_labels(reinterpret_cast<const int64_t*>(from), n);
       }
     } else {

@@ -63,9 +63,11 @@ void each_item(const OverlapCall& call, const Run& run) {
 
 void raise_unknown_label(const OverlapCall& call, const Tensor& target) {
   const Tensor labels = target.to(at::kLong).contiguous();
-  const int64_t known = call.classes + call.first_label, *label = labels.const_data_ptr<int64_t>();
-  while ((call.has_ignore && *label == call.ignore_index) || (*label >= 0 && *label < known)) ++label;
-  TORCH_CHECK_INDEX(false, "Target ", *label, " is out of bounds: wanted 0 <= target < ", known,
+  const int64_t known = call.classes + call.first_label, *begin = labels.const_data_ptr<int64_t>(), *end = begin + labels.numel();
+  const auto* label = std::find_if(begin, end, [&](int64_t y) {
+    return (!call.has_ignore || y != call.ignore_index) && (y < 0 || y >= known);
+  });
+  TORCH_CHECK_INDEX(false, "Target ", label == end ? known : *label, " is out of bounds: wanted 0 <= target < ", known,
                     call.has_ignore ? " or ignore_index=" + std::to_string(call.ignore_index) : std::string());
 }
 

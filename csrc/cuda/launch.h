@@ -77,6 +77,8 @@ __device__ __forceinline__ Totals<A> add_partials(const A* partial, int blocks) 
   return reduce_block(Totals<A>{loss_sum.total(), count_sum.total()});
 }
 
+namespace {  // so that each source has its own
+
 // One block: adds the partial sums of `blocks` blocks, and divides. No divisor: it is not kept.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -91,4 +93,5 @@ __global__ void __launch_bounds__(kThreads)
   narrow(all.loss / by, *loss);
 }
 
+}  // namespace
 }  // namespace fastloss

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) sort_backward_kernel(const SortCall c) {
+__global__ void __launch_bounds__(kThreads, 1) sort_backward_kernel(const SortCall c) {
   using A = AccOf<T>;
   const int64_t elements = c.images * c.inner;
   const A upstream = *static_cast<const A*>(c.grad_loss);

@@ -19,6 +19,7 @@ _VARIANCE = 1e-7  # added to the variance, so that certain predictions have a st
 
 
 def _statistic(input: Tensor, target: Tensor, from_logits: bool, variant: str, use_squared: bool) -> Tensor:
+    target = target.to(input.dtype)
     p = torch.sigmoid(input) if from_logits else input
     q = torch.sigmoid(-input) if from_logits else 1 - input
     tilt = 1.0 if variant == "source" else q - p

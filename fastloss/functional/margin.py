@@ -146,7 +146,7 @@ def multi_margin_loss(
         raise ValueError(f"{name}: only p == 1 and p == 2 supported, got {p}")
     if isinstance(weight, Tensor) and weight.dim() != 1:
         raise ValueError(f"{name}: weight must be one-dimensional, got {tuple(weight.shape)}")
-    if isinstance(weight, Tensor) and isinstance(input, Tensor) and weight.dtype != input.dtype:
+    if isinstance(weight, Tensor) and isinstance(input, Tensor) and weight.dtype != input.dtype and not _checks.autocast(input):
         raise RuntimeError(f"{name}: expected weight of input's dtype {input.dtype}, but found {weight.dtype}")
     tensors = {"input": input, "target": target, "weight": weight}
     dtype, chosen = checked(name, tensors, backend, reduction)
@@ -317,7 +317,7 @@ def analyze_margin_loss_components(
     _capsule_settings(positive_margin, negative_margin, downweight)
     with torch.no_grad():
         _, (v, t) = widened("analyze_margin_loss_components", {"input": input, "target": target}, None)
-        v, t = torch.broadcast_tensors(v, t)
+        v, t = torch.broadcast_tensors(v, t.to(v.dtype))
         rows = v.shape[:-1].numel()
         missing, extra = (positive_margin - v).clamp_min(0), (v - negative_margin).clamp_min(0)
         positive, negative = (t * missing**2).sum() / rows, downweight * ((1 - t) * extra**2).sum() / rows

@@ -29,8 +29,8 @@ def _mcc(tp: Tensor, fn: Tensor, fp: Tensor, tn: Tensor) -> Tensor:
 
 def _kappa(tp: Tensor, fn: Tensor, fp: Tensor, tn: Tensor) -> Tensor:
     n = tp + fn + fp + tn
-    chance = (tp + fp) / n * ((tp + fn) / n) + (tn + fn) / n * ((tn + fp) / n)
-    return ((tp + tn) / n - chance) / (1.0 - chance)
+    # (p_o - p_e) / (1 - p_e), without the difference of numbers that are nearly 1 when one class is all there is.
+    return 1.0 - (fn + fp) / ((tp + fp) / n * (tn + fp) + (tp + fn) / n * (tn + fn))
 
 
 # From the soft counts (TP, FN, FP, TN) and the options beta, alpha, gamma to a score in [0, 1].

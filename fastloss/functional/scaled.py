@@ -84,6 +84,7 @@ def mase_loss(
     if given is None and scale not in ("batch", "series"):
         raise ValueError(f"{name}: scale must be 'batch', 'series' or a Tensor, got {scale!r}")
     dtype, (x, t, unit) = widened(name, {"input": input, "target": target, "scale": given}, backend, reduction)
+    t = t.to(x.dtype)
     if unit is None:
         unit = _naive_error(t, seasonal_periods)
         unit = unit.mean() if scale == "batch" or not t.dim() else unit.reshape(-1, *[1] * (t.dim() - 1))

@@ -364,7 +364,8 @@ def _with_pointwise(name: str, given: dict, term: str, params: Callable, lambda_
     if isinstance(weight, Tensor) and weight.shape != (classes,):
         raise ValueError(f"{name}: weight must have one number for each of {classes} classes, got shape {tuple(weight.shape)}")
     sums = sums_of.grouped(group)
-    score = ratio(sums, DICE, given["smooth"], given["smooth_denominator"], given["eps"], given["power"], given["soft_label"])
+    score = ratio(sums, DICE, given["smooth"], given["smooth_denominator"], given["eps"], given["power"], given["soft_label"],
+                  given["absent"])
     by_class = weight if group in ("sample", "batch") or not isinstance(weight, Tensor) else None
     dice = reduce(name, 1.0 - score, sums, group, given["absent"], by_class, given["include_background"], given["reduction"])
     return (lambda_dice * dice + lambda_term * _cross_entropy_part(sums_of, weight)).to(sums_of.dtype)

@@ -121,5 +121,5 @@ def feature_alignment_loss(
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend, reduction)
     if not x.dim():
         raise ValueError(f"{name}: input must have a dimension of features, got a scalar")
-    cosine = (torch.nn.functional.normalize(x, dim=-1) * torch.nn.functional.normalize(t, dim=-1)).sum(-1)
+    cosine = (torch.nn.functional.normalize(x, dim=-1) * torch.nn.functional.normalize(t.to(x.dtype), dim=-1)).sum(-1)
     return reduced(torch.where(cosine > margin, 0.0, 1 - cosine), reduction, dtype)
