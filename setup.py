@@ -103,7 +103,9 @@ class BuildEach(build_ext):
 
     def build_extensions(self):
         self.parallel = self.parallel or os.cpu_count()
+        self.left_out = []
         super().build_extensions()
+        self.extensions = [extension for extension in self.extensions if extension not in self.left_out]  # nothing looks for these again
 
     def build_extension(self, extension):
         own = BuildEach.__new__(BuildEach)
@@ -114,6 +116,7 @@ class BuildEach(build_ext):
             build_ext.build_extension(own, extension)
         except Exception as error:
             print(f"fastloss: {extension.name} is left out: {error}", file=sys.stderr)
+            self.left_out.append(extension)
 
     def compile_kernels(self, extension):
         """Run the extension's own compiler, which setuptools does not know, on each source whose object file is not newer than

@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>) forward_kernel(const O
 // Adds what the blocks of a sample left. Neighbouring threads have the statistics of one class, and every so many blocks.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const Sum<A>* partial, int64_t samples, int64_t classes, int64_t blocks, A* statistics) {
+    merge_kernel(const Sum<A>* partial, int64_t samples, int64_t classes, int64_t blocks, A* statistics) {
   __shared__ Sum<A> parts[kThreads / kLanes][kStatistics];
   const int statistic = threadIdx.x % kStatistics;
   for (int64_t row = blockIdx.x; row < samples * classes; row += gridDim.x) {
@@ -458,7 +458,7 @@ void run(bool forward, const OverlapCall& call, const OverlapLaunch& launch) {
   }
   start(forward_kernel<T, F, kLabels>, at_most_max_blocks(call.samples * s.blocks), division.threads, launch.stream, call, s);
   if (division.alone) return;
-  start(finish_kernel<A>, at_most_max_blocks(call.samples * call.classes), Grid(s.blocks * kStatistics).threads, launch.stream,
+  start(merge_kernel<A>, at_most_max_blocks(call.samples * call.classes), Grid(s.blocks * kStatistics).threads, launch.stream,
         static_cast<const Sum<A>*>(s.partial), call.samples, call.classes, s.blocks, s.statistics);
 }
 
