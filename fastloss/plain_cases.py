@@ -133,14 +133,17 @@ class PlainCall:
         """The operators that run are those of the losses that this one is made of."""
 
     def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        """The size of each result; statistics of all elements enter each gradient, so its size is that of the largest one."""
+        """The size of each result; statistics of all elements enter each gradient, so its size is that of the largest one, or of what a
+        single element gets of the upstream gradient, where terms of that size cancel (a softmax over one class).
+        """
         wide = self.to(torch.float64)
         leaves = {name: wide.by_name[name].detach().requires_grad_() for name in self.differentiable()}
         value = self._run(PlainCall(self.case, wide.by_name | leaves, {}))
         result = {"truth": 64.0, "relative": 1.0, "loss": float(value.detach().abs().max()) if value.numel() else 0.0}
         found = torch.autograd.grad(value, list(leaves.values()), upstream["loss"].double().reshape(value.shape), allow_unused=True)
         for name, grad in zip(leaves, found):
-            result[name] = float(grad.abs().max()) if grad is not None and grad.numel() else 0.0
+            share = float(upstream["loss"].double().abs().amax()) / leaves[name].numel() if value.numel() and leaves[name].numel() else 0.0
+            result[name] = (float(grad.abs().max()) if grad is not None and grad.numel() else 0.0) + share
         return result
 
     def excused(self, name: str) -> Tensor | None:
