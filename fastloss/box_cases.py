@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .box import overlap
-from .cases import LAYOUTS
+from .cases import LAYOUTS, NamedCall
 from .elementwise_cases import middle
 from .engine import accumulate_dtype
 from .registry import LOSSES
@@ -76,17 +76,8 @@ class BoxCase:
         return BoxCall(self, tensors, memories)
 
 
-@dataclass
-class BoxCall:
-    """The tensors of a case by name, with the memory that they are views of."""
-
-    case: BoxCase
-    by_name: dict[str, Tensor]
-    memories: dict[str, Tensor]
-
-    @property
-    def options(self) -> dict:
-        return self.case.options()
+class BoxCall(NamedCall):
+    """A call of a box loss."""
 
     @property
     def result_dtype(self) -> torch.dtype:
@@ -95,18 +86,6 @@ class BoxCall:
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output by name."""
         return {"loss": self.case.shape if self.case.reduction == "none" else ()}
-
-    def to(self, dtype: torch.dtype) -> BoxCall:
-        """The same numbers in another dtype."""
-        return BoxCall(self.case, {name: t.to(dtype) for name, t in self.by_name.items()}, self.memories)
-
-    def memory(self) -> dict[str, Tensor]:
-        """A copy of all the memory behind the inputs, as bytes."""
-        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.by_name)
 
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
@@ -137,10 +116,6 @@ class BoxCall:
             "boxes1": gradient.sum_to_size(a.shape),
             "boxes2": gradient.sum_to_size(b.shape),
         }
-
-    def excused(self, name: str) -> Tensor | None:
-        """Where a result may be NaN whatever the truth: nowhere."""
-        return None
 
 
 def _sizes(loss: str, a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -119,6 +119,42 @@ def weight_keyword(loss: str) -> str | None:
 
 
 @dataclass
+class NamedCall:
+    """The tensors of a case by name, with the memory that they are views of: what the calls of most engines share."""
+
+    case: object
+    by_name: dict[str, Tensor]
+    memories: dict[str, Tensor]
+
+    @property
+    def options(self) -> dict:
+        """The keyword arguments of the call, without tensors."""
+        return self.case.options()
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """The dtype of the loss."""
+        return next(iter(self.by_name.values())).dtype
+
+    def to(self, dtype: torch.dtype) -> NamedCall:
+        """The same numbers in another dtype; labels as they are."""
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in self.by_name.items()}
+        return replace(self, by_name=tensors)
+
+    def memory(self) -> dict[str, Tensor]:
+        """A copy of all the memory behind the inputs, as bytes."""
+        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return dict(self.by_name)
+
+    def excused(self, name: str) -> Tensor | None:
+        """Where a result may be NaN whatever the truth: nowhere."""
+        return None
+
+
+@dataclass
 class Call:
     """The tensors of a case, with the memory that they are views of."""
 

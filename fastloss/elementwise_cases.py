@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .cases import LAYOUTS
+from .cases import LAYOUTS, NamedCall
 from .registry import LOSSES
 
 EXTRAS = ()
@@ -114,39 +114,14 @@ def third_shapes(loss: str) -> tuple[str, ...]:
     return ("", "same", "row", "column") if about.optional else ("same", "column")
 
 
-@dataclass
-class ElementwiseCall:
-    """The tensors of a case by name, with the memory that they are views of."""
-
-    case: ElementwiseCase
-    by_name: dict[str, Tensor]
-    memories: dict[str, Tensor]
-
-    @property
-    def options(self) -> dict:
-        return self.case.options()
-
-    @property
-    def result_dtype(self) -> torch.dtype:
-        return self.by_name[next(iter(self.by_name))].dtype
+class ElementwiseCall(NamedCall):
+    """A call of an element-wise loss."""
 
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output by name."""
         shape = torch.broadcast_shapes(*(t.shape for t in self.by_name.values()))
         each = shape[:-1] if LOSSES[self.case.loss].rows else shape
         return {"loss": tuple(each) if self.case.reduction == "none" else ()}
-
-    def to(self, dtype: torch.dtype) -> ElementwiseCall:
-        """The same numbers in another dtype."""
-        return ElementwiseCall(self.case, {name: t.to(dtype) for name, t in self.by_name.items()}, self.memories)
-
-    def memory(self) -> dict[str, Tensor]:
-        """A copy of all the memory behind the inputs, as bytes."""
-        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.by_name)
 
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
@@ -203,10 +178,6 @@ class ElementwiseCall:
             per = slope if name != "weight" else back * (values + unit)
             result[name] = per.sum_to_size(tensor.shape) if unit.numel() else torch.zeros(tensor.shape)
         return result
-
-    def excused(self, name: str) -> Tensor | None:
-        """Where a result may be NaN whatever the truth: nowhere."""
-        return None
 
 
 def _randn(shape, generator) -> Tensor:

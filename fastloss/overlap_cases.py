@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .cases import LAYOUTS, WEIGHTS
+from .cases import LAYOUTS, WEIGHTS, NamedCall
 from .elementwise_cases import VALUES, middle
 from .functional.metric import METRICS
 from .regions import ABSENT, GROUPS
@@ -108,21 +108,12 @@ class OverlapCase:
         return OverlapCall(self, tensors, memories)
 
 
-@dataclass
-class OverlapCall:
-    """The tensors of a case by name, with the memory that they are views of."""
-
-    case: OverlapCase
-    by_name: dict[str, Tensor]
-    memories: dict[str, Tensor]
+class OverlapCall(NamedCall):
+    """A call of an overlap loss."""
 
     @property
     def options(self) -> dict:
         return self.case.keywords()
-
-    @property
-    def result_dtype(self) -> torch.dtype:
-        return self.by_name["input"].dtype
 
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output by name."""
@@ -135,20 +126,6 @@ class OverlapCall:
             return {"loss": () if options.get("batch") else (samples,)}
         shapes = {"sample": (samples, classes), "batch": (classes,), "image": (samples,), "all": ()}
         return {"loss": shapes[options.get("group", "sample")]}
-
-    def to(self, dtype: torch.dtype) -> OverlapCall:
-        """The same numbers in another dtype."""
-        return OverlapCall(
-            self.case, {name: t.to(dtype) if t.is_floating_point() else t for name, t in self.by_name.items()}, self.memories
-        )
-
-    def memory(self) -> dict[str, Tensor]:
-        """A copy of all the memory behind the inputs, as bytes."""
-        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.by_name)
 
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
@@ -196,10 +173,6 @@ class OverlapCall:
             share = float(back.abs().amax()) / max(1, torch.Size(case.shape[2:]).numel()) if back.numel() else 0.0
             sizes[name] = (largest + share) * factor * steep
         return sizes
-
-    def excused(self, name: str) -> Tensor | None:
-        """Where a result may be NaN whatever the truth: nowhere."""
-        return None
 
 
 def targets(loss: str) -> tuple[str, ...]:

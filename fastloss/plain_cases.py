@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .cases import LAYOUTS
+from .cases import LAYOUTS, NamedCall
 from .elementwise_cases import DOMAINS, middle
 from .elementwise_cases import VALUES as ALL_VALUES
 from .registry import LOSSES
@@ -84,21 +84,8 @@ class PlainCase:
         return PlainCall(self, tensors, memories)
 
 
-@dataclass
-class PlainCall:
-    """The tensors of a case by name, with the memory that they are views of."""
-
-    case: PlainCase
-    by_name: dict[str, Tensor]
-    memories: dict[str, Tensor]
-
-    @property
-    def options(self) -> dict:
-        return self.case.options()
-
-    @property
-    def result_dtype(self) -> torch.dtype:
-        return next(iter(self.by_name.values())).dtype
+class PlainCall(NamedCall):
+    """A call of a plain loss."""
 
     def _run(self, call: PlainCall) -> Tensor:
         return LOSSES[self.case.loss].function(*call.by_name.values(), **call.options, backend="eager")
@@ -107,18 +94,6 @@ class PlainCall:
         """The shape of every output by name."""
         with torch.no_grad():
             return {"loss": tuple(self._run(self).shape)}
-
-    def to(self, dtype: torch.dtype) -> PlainCall:
-        """The same numbers in another dtype."""
-        return PlainCall(self.case, {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.by_name.items()}, self.memories)
-
-    def memory(self) -> dict[str, Tensor]:
-        """A copy of all the memory behind the inputs, as bytes."""
-        return {name: t.reshape(-1).view(torch.uint8).clone() for name, t in self.memories.items() if t.numel()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.by_name)
 
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
@@ -145,10 +120,6 @@ class PlainCall:
             share = float(upstream["loss"].double().abs().amax()) / leaves[name].numel() if value.numel() and leaves[name].numel() else 0.0
             result[name] = (float(grad.abs().max()) if grad is not None and grad.numel() else 0.0) + share
         return result
-
-    def excused(self, name: str) -> Tensor | None:
-        """Where a result may be NaN whatever the truth: nowhere."""
-        return None
 
 
 def _label_list(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
