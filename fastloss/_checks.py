@@ -353,7 +353,8 @@ def may_overwrite(name: str, input: Tensor) -> None:
     """Raise when ``inplace=True`` would destroy something that somebody else can see."""
     if input.is_leaf and input.requires_grad:
         raise RuntimeError(
-            f"{name}: inplace=True would overwrite a leaf tensor that requires grad; pass the result of an operation, such as a model's output"
+            f"{name}: inplace=True would overwrite a leaf tensor that requires grad; pass the result of an operation, "
+            "such as a model's output"
         )
     if torch._debug_has_internal_overlap(input) == 1:
         raise RuntimeError(

@@ -226,7 +226,7 @@ def picture(results: dict[Task, dict[str, Run]], masks: dict[str, numpy.ndarray]
 
             _bars(figure.add_subplot(costs[2 * row]), f"{name}: time a step", a_step("seconds"), "ms", a_step("loss_seconds"))
             memory = {side: run.summary["peak_bytes"] / 1e6 for side, run in runs.items()}
-            _bars(figure.add_subplot(costs[2 * row + 1]), f"{name}: peak memory of training", memory, "MB")
+            _bars(figure.add_subplot(costs[2 * row + 1]), f"{name}: peak memory", memory, "MB")
         _masks([figure.add_subplot(grid[2, column]) for column in range(4)], masks)
         figure.suptitle("The same training with torch's losses and with fastloss's: same seed, same curves")
         figure.savefig(path, dpi=120)

@@ -46,10 +46,10 @@ ELEMENTWISE: dict[str, tuple[int, int]] = {
 # Their sums of rows: (elements of a row at a time, elements of all rows of a program, threads).
 ROW_SUMS = (512, 1024, 128)
 
-# The overlap kernels, by what lies beside an element: pixels in aligned vectors (contiguous), classes (channels_last), or neither. A row is
-# (classes at the most; classes of a tile, None for all of them; elements of a tile; pixels that a thread adds up before they join its sums;
-# threads). Tiles with all classes have 8 elements a thread (4 doubles): with 16 the focal losses spill. As far as that leaves 32 neighbouring
-# bytes they belong to one warp, since the softmax goes over classes. None has been timed on a GPU yet.
+# The overlap kernels, by what lies beside an element: pixels in aligned vectors (contiguous), classes (channels_last), or neither. A row
+# is (classes at the most; classes of a tile, None for all of them; elements of a tile; pixels that a thread adds up before they join its
+# sums; threads). Tiles with all classes have 8 elements a thread (4 doubles): with 16 the focal losses spill. As far as that leaves 32
+# neighbouring bytes they belong to one warp, since the softmax goes over classes. None has been timed on a GPU yet.
 OVERLAP: dict[str, tuple[tuple[int | None, int | None, int, int, int], ...]] = {
     "contiguous_half": ((16, None, 256, 8, 32), (64, None, 1024, 8, 128), (128, None, 2048, 8, 256), (None, 1, 2048, 1, 256)),
     "contiguous_single": ((32, None, 256, 4, 32), (128, None, 1024, 4, 128), (None, 1, 1024, 1, 128)),

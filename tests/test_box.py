@@ -299,7 +299,9 @@ def test_defect_21_no_value_is_looked_at(loss):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairwise(backend, kind, dtype):
     dtype = getattr(torch, dtype)
-    cases = [((0, 3), "random"), ((3, 0), "random"), ((1, 1), "random"), ((5, 67), "lattice"), ((70, 9), "degenerate"), ((33, 40), "random")]
+    cases = [
+        ((0, 3), "random"), ((3, 0), "random"), ((1, 1), "random"), ((5, 67), "lattice"), ((70, 9), "degenerate"), ((33, 40), "random"),
+    ]
     for (n, m), values in cases[2:5] if backend in INTERPRETED else cases:
         a, b = pairs((n,), values, dtype)[0].requires_grad_(), pairs((m,), values, dtype)[1].requires_grad_()
         got = ours.pairwise_box_iou(a, b, kind, backend=backend)

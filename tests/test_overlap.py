@@ -273,7 +273,8 @@ def test_anyloss_by_hand(backend):
     wanted = {
         "accuracy": (tp + tn) / 3, "f1": 2 * tp / (2 * tp + fn), "precision": 1.0, "recall": tp / 2, "specificity": 1.0, "iou": tp / 2,
         "balanced_accuracy": (tp / 2 + 1) / 2, "geometric_mean": math.sqrt(tp / 2), "dice": 2 * tp / (2 * tp + fn),
-        "youden_j": (tp / 2 + 1) / 2, "f_beta": 5 * tp / (5 * tp + 4 * fn), "mcc": ((tp * tn - fp * fn) / math.sqrt(tp * 2 * 1 * (tn + fn)) + 1) / 2,
+        "youden_j": (tp / 2 + 1) / 2, "f_beta": 5 * tp / (5 * tp + 4 * fn),
+        "mcc": ((tp * tn - fp * fn) / math.sqrt(tp * 2 * 1 * (tn + fn)) + 1) / 2,
         "cohen_kappa": (((tp + tn) / 3 - (tp * 2 + (tn + fn)) / 9) / (1 - (tp * 2 + (tn + fn)) / 9) + 1) / 2,
         "tversky": tp / (tp + 0.5 * fn),
     }

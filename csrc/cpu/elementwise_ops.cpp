@@ -39,7 +39,8 @@ ElementwiseCall describe(
   for (int i = 0; i < 5; ++i) {
     if (!all[i]) continue;
     TORCH_CHECK(all[i]->sizes() == input.sizes() && all[i]->scalar_type() == input.scalar_type(),
-                "elementwise engine: all operands must be ", input.scalar_type(), input.sizes(), ", got ", all[i]->scalar_type(), all[i]->sizes());
+                "elementwise engine: all operands must be ", input.scalar_type(), input.sizes(), ", got ", all[i]->scalar_type(),
+                all[i]->sizes());
     *slots[i] = operand(*all[i], flat);
   }
   TORCH_CHECK(params.size() <= kMaxParams, "elementwise engine: at most ", kMaxParams, " parameters, got ", params.size());

@@ -243,7 +243,8 @@ struct Row {
           each_vector<A>(std::min<int64_t>(kFewVectors * V::size(), n - j), [&](int64_t offset, int64_t count) {
             const int64_t k = j + offset;
             const auto part = parts(
-                load(z + k, count), kSoft ? load(t_block + k, count) : V(0), weight ? load(weight + i + k, count) : V(1), V(max), V(log_sum));
+                load(z + k, count), kSoft ? load(t_block + k, count) : V(0), weight ? load(weight + i + k, count) : V(1), V(max),
+                V(log_sum));
             block.value = block.value + V::set(V(0), part.value, count);
             block.slope = block.slope + V::set(V(0), part.slope, count);
             block.entropy = block.entropy + V::set(V(0), part.entropy, count);

@@ -214,8 +214,8 @@ def sigmoid_focal_loss(
         >>> F.sigmoid_focal_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
         tensor([0.1300, 0.0433])
     """
-    if has_torch_function_variadic(input, target, alpha):
-        return overridden("sigmoid_focal", locals(), (input, target, alpha))
+    if has_torch_function_variadic(input, target, alpha, weight):
+        return overridden("sigmoid_focal", locals(), (input, target, alpha, weight))
     each = alpha if isinstance(alpha, Tensor) else None
     if each is None and not (alpha == -1 or 0 <= alpha <= 1):
         raise ValueError(f"sigmoid_focal: Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
