@@ -20,7 +20,8 @@ def loss_table() -> str:
     lines = ["| function | module | a row's loss | backends | source |", "|---|---|---|---|---|"]
     for loss in LOSSES.values():
         name = loss.function.__name__
-        backends = "plain torch over the others" if loss.engine == "plain" else ", ".join(loss.backends)
+        parts = loss.engine == "plain" and "triton" in loss.backends
+        backends = "plain torch over the others" if parts else ", ".join(loss.backends)
         lines.append(f"| `{name}` | `{class_name(loss)}` | `{loss.formula}` | {backends} | {loss.source} |")
     return "\n".join(lines)
 

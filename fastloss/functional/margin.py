@@ -90,7 +90,7 @@ def _in_range(name: str, target: Tensor, least: int, classes: int) -> None:
     "plain", formula="w_y sum_(j != y) max(0, margin - x_y + x_j)^p / C",
     source="Crammer and Singer 2001, equation 4; Weston and Watkins 1999",
     operands={"input": "real", "target": "class"}, params={"margin": (0.5, 2.0)}, choices={"p": (1, 2)}, torch="multi_margin_loss",
-    dims=(1, 2),
+    dims=(1, 2), backends=("eager", "cpu"),
 )
 def multi_margin_loss(
     input: Tensor,
@@ -116,7 +116,7 @@ def multi_margin_loss(
         weight: a factor for each class, of the rows with that label, of `input`'s dtype. Default: 1.
         size_average, reduce: deprecated, as in torch.
         reduction: ``"none"``, ``"sum"``, or ``"mean"``: over the rows, whatever their weights.
-        backend: as for :func:`fastloss.functional.cross_entropy`; kernels are for the CPU, elsewhere the loss is plain torch.
+        backend: ``"auto"``, ``"eager"`` or ``"cpu"``; on a GPU ``"auto"`` is plain torch. Default: the one in force.
 
     Shape:
         - input: :math:`(N, C)` or :math:`(C)`
@@ -165,7 +165,7 @@ def multi_margin_loss(
 @register(
     "plain", formula="sum_(y in labels) sum_(j not in labels) max(0, 1 - x_y + x_j) / C",
     source="Weston and Watkins 1999; torch.nn.functional.multilabel_margin_loss", operands={"input": "real", "target": "labels"},
-    torch="multilabel_margin_loss", dims=(1, 2),
+    torch="multilabel_margin_loss", dims=(1, 2), backends=("eager", "cpu"),
 )
 def multilabel_margin_loss(
     input: Tensor,
@@ -189,7 +189,7 @@ def multilabel_margin_loss(
             counts twice.
         size_average, reduce: deprecated, as in torch.
         reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the rows.
-        backend: as for :func:`fastloss.functional.cross_entropy`; kernels are for the CPU, elsewhere the loss is plain torch.
+        backend: ``"auto"``, ``"eager"`` or ``"cpu"``; on a GPU ``"auto"`` is plain torch. Default: the one in force.
 
     Shape:
         - input, target: :math:`(N, C)` or :math:`(C)`
