@@ -1,0 +1,382 @@
+"""The pair engine: statistics over the scores of all pairs of two embedding sets, of which no matrix ever exists.
+
+The score of row i of `a` and row j of `b` is::
+
+    s_ij = transform(scale * a_i . b_j + row_bias_i + column_bias_j)
+
+which covers dot products, cosines of normalised rows, and Euclidean distances, whose biases are the squared norms. A :class:`Term` asks
+for one statistic a row, or a column, over some of the pairs: the sum, the log-sum-exp or the maximum of a functor of the score. All terms
+of a call share one sweep over tiles of scores; the backward sweep computes the tiles again. Losses are a few lines of plain torch over
+these statistics, and what a second stage needs of the first (the log-sum-exp of the negatives, say) goes into the next call as the
+parameter of a row or column, with its gradient.
+
+Where `b` is left out, the set is compared with itself: the scores are symmetric, and one sweep gives the gradient of both roles.
+
+:func:`formula` says all this in plain torch: it is the `eager` backend, the oracle of the tests, and what second derivatives and
+`torch.func` run through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._backends import choose
+from .engine import accumulate_dtype, define, fast_apply, formula_backward
+
+REDUCES = ("sum", "lse", "max")
+MASKS = ("all", "positive", "negative")
+TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
+CONSTANTS = 4  # of a functor
+MEMORY_BUDGET = 2**26  # bytes
+
+
+def _affine(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
+    return c[0] * s + c[1] + p + q
+
+
+def _circle(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
+    return c[2] * torch.relu(c[0] * s + c[1]).detach() * (s - c[3])
+
+
+def _log_add_exp(p: Tensor | float, q: Tensor | float) -> Tensor:
+    """The log-sum-exp of two sets from theirs, 0 where both are empty."""
+    p, q = torch.broadcast_tensors(torch.as_tensor(p), torch.as_tensor(q))
+    empty = (p == -torch.inf) & (q == -torch.inf)
+    return torch.where(empty, 0.0, torch.logaddexp(torch.where(empty, 0.0, p), torch.where(empty, 0.0, q)))
+
+
+def _lifted(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
+    return 0.5 * torch.relu(_log_add_exp(p, q) + c[0] * s + c[1]).square()
+
+
+def _tuplet(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
+    inside = (s > -1) & (s < 1)
+    safe = torch.where(inside, s, 0.0)
+    turned = c[2] * safe + c[3] * torch.sqrt((1 - safe) * (1 + safe))
+    return F.softplus(p + q - c[0] * torch.where(inside, turned, torch.sign(s) * c[2]))
+
+
+# By name: a function of the score, four constants, and the parameters of the row and of the column (0 where there are none).
+# "tuplet" is softplus(p + q - c0 cos(acos(s) - m)) with c2 = cos(m), c3 = sin(m), constant for |s| >= 1. The order is csrc/pair.h's.
+FUNCTORS: dict[str, Callable[..., Tensor]] = {
+    "linear": _affine,
+    "relu": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)),
+    "square": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)).square(),
+    "softplus": lambda s, c, p, q: F.softplus(_affine(s, c, p, q), threshold=torch.inf),
+    "circle": _circle,
+    "lifted": _lifted,
+    "tuplet": _tuplet,
+}
+_HINGES = ("relu", "square", "lifted")  # whose count is that of values above 0
+_NAMES = tuple(FUNCTORS)
+
+
+class Scores(NamedTuple):
+    """What is compared, and how; see the module's formula.
+
+    Args:
+        a: (N, D).
+        b: (M, D), or None for `a` itself; then the biases of the columns are those of the rows.
+        row_bias: (N,), of the accumulation dtype, or None.
+        column_bias: (M,), or None.
+        scale: of the dot product.
+        transform: one of :data:`TRANSFORMS`: "clamp" is max(x, 0), "sqrt" its square root, "softcap" ``cap * tanh(x / cap)``.
+        cap: of "softcap".
+    """
+
+    a: Tensor
+    b: Tensor | None = None
+    row_bias: Tensor | None = None
+    column_bias: Tensor | None = None
+    scale: float = 1.0
+    transform: str = "none"
+    cap: float = 1.0
+
+
+class Term(NamedTuple):
+    """One statistic a row or column.
+
+    Args:
+        reduce: "sum"; "lse", the log-sum-exp, -inf of no pair; "max", without a gradient, -inf of no pair.
+        mask: over "all" pairs, those of equal labels ("positive") or of different ones ("negative").
+        functor: of the score; a key of :data:`FUNCTORS`.
+        constants: of the functor; what is left out is 0, of the first 1.
+        side: "row" for a statistic for each row of `a`, over the rows of `b`; "column" for the converse.
+        row: the functor's parameter p, one for each row of `a`, or None.
+        column: its parameter q, one for each row of `b`, or None.
+    """
+
+    reduce: str
+    mask: str = "all"
+    functor: str = "linear"
+    constants: tuple[float, ...] = (1.0,)
+    side: str = "row"
+    row: Tensor | None = None
+    column: Tensor | None = None
+
+
+class Statistic(NamedTuple):
+    """What a term gives, each (N,) or (M,).
+
+    Args:
+        value: the sum, log-sum-exp or maximum.
+        count: of the pairs; of a hinge's sum those above 0; of a maximum the index of the first one, -1 of no pair. Without a gradient.
+    """
+
+    value: Tensor
+    count: Tensor
+
+
+class Settings(NamedTuple):
+    """What a call does, as operators take it: of each term functor, reduce, mask and side as numbers, and the constants."""
+
+    skip: int | None
+    scale: float
+    transform: int
+    cap: float
+    terms: list[int]
+    constants: list[float]
+
+
+def unpack(settings: Settings) -> list[tuple[str, str, str, str, list[float]]]:
+    """Functor, reduce, mask, side and constants of each term."""
+    terms = settings.terms
+    return [
+        (_NAMES[terms[4 * k]], REDUCES[terms[4 * k + 1]], MASKS[terms[4 * k + 2]], ("row", "column")[terms[4 * k + 3]],
+         settings.constants[CONSTANTS * k : CONSTANTS * (k + 1)])
+        for k in range(len(terms) // 4)
+    ]
+
+
+def _transformed(x: Tensor, transform: str, cap: float) -> Tensor:
+    if transform == "clamp":
+        return torch.relu(x)
+    if transform == "sqrt":
+        return torch.where(x > 0, torch.sqrt(torch.where(x > 0, x, 1.0)), torch.where(x > 0, 0.0, torch.relu(x)))
+    return cap * torch.tanh(x / cap) if transform == "softcap" else x
+
+
+def _masks(settings: Settings, shape: tuple[int, int], like: Tensor, row_label, column_label, codes) -> dict[str, Tensor]:
+    """Which pairs are of each of :data:`MASKS`, (N, M) each."""
+    rows, columns = shape
+    if codes is not None:
+        found = {"positive": (codes.t() & 1) > 0, "negative": (codes.t() & 2) > 0, "all": codes.t() > 0}
+    else:
+        every = torch.ones(shape, dtype=torch.bool, device=like.device)
+        found = {"all": every, "positive": every, "negative": every}
+        if row_label is not None:
+            same = row_label.unsqueeze(1) == (row_label if column_label is None else column_label).unsqueeze(0)
+            found |= {"positive": same, "negative": ~same}
+    if settings.skip is not None:
+        i, j = torch.arange(rows, device=like.device), torch.arange(columns, device=like.device)
+        other = j.unsqueeze(0) - i.unsqueeze(1) != settings.skip
+        found = {name: mask & other for name, mask in found.items()}
+    return found
+
+
+def formula(
+    settings: Settings,
+    a: Tensor,
+    b: Tensor | None,
+    row_bias: Tensor | None,
+    column_bias: Tensor | None,
+    row_label: Tensor | None,
+    column_label: Tensor | None,
+    codes: Tensor | None,
+    *params: Tensor | None,
+) -> list[Tensor]:
+    """The value and the count of every term in plain torch, of a stored matrix of scores."""
+    wide = accumulate_dtype(a.dtype)
+    x = a.to(wide)
+    y, column_bias = (x, row_bias) if b is None else (b.to(wide), column_bias)
+    scores = settings.scale * (x @ y.t())
+    if row_bias is not None:
+        scores = scores + row_bias.unsqueeze(1)
+    if column_bias is not None:
+        scores = scores + column_bias.unsqueeze(0)
+    scores = _transformed(scores, TRANSFORMS[settings.transform], settings.cap)
+    masks = _masks(settings, scores.shape, scores, row_label, column_label, codes)
+    found = []
+    for k, (functor, reduce, mask, side, constants) in enumerate(unpack(settings)):
+        p, q = params[2 * k], params[2 * k + 1]
+        values = FUNCTORS[functor](scores, constants, 0.0 if p is None else p.unsqueeze(1), 0.0 if q is None else q.unsqueeze(0))
+        pairs, dim = masks[mask], 1 if side == "row" else 0
+        counted = pairs & (values > 0) if functor in _HINGES and reduce == "sum" else pairs
+        count = counted.sum(dim).to(wide)
+        if reduce == "sum":
+            found += [torch.where(pairs, values, 0.0).sum(dim), count]
+            continue
+        some = pairs.any(dim, keepdim=True)
+        values = torch.where(some, torch.where(pairs, values, -torch.inf), 0.0)  # a gradient of no pair would be NaN
+        some = some.squeeze(dim)
+        if reduce == "lse":
+            found += [torch.where(some, torch.logsumexp(values, dim), -torch.inf), count]
+        elif scores.shape[dim] == 0:
+            found += [count - torch.inf, count - 1]
+        else:
+            best, index = values.detach().max(dim)
+            found += [torch.where(some, best, -torch.inf), torch.where(some, index.to(wide), -1.0)]
+    return found
+
+
+_INPUTS = (
+    "Tensor a, Tensor? b, Tensor? row_bias, Tensor? column_bias, Tensor? row_label, Tensor? column_label, Tensor? codes, Tensor?[] params"
+)
+_SETTINGS = "int? skip, float scale, int transform, float cap, int[] terms, float[] constants"
+
+
+def forward_outputs(a: Tensor, b: Tensor | None, terms: Sequence[int]) -> list[Tensor]:
+    """The uninitialised outputs of ``pair_forward``: value and count of every term."""
+    sizes = a.shape[0], (a if b is None else b).shape[0]
+    dtype = accumulate_dtype(a.dtype)
+    return [a.new_empty(sizes[side], dtype=dtype) for side in terms[3::4] for _ in range(2)]
+
+
+def backward_outputs(
+    a: Tensor, b: Tensor | None, row_bias: Tensor | None, column_bias: Tensor | None, params: Sequence[Tensor | None], want: Sequence[bool]
+) -> list[Tensor]:
+    """The uninitialised outputs of ``pair_backward``: the gradients of both sets, both biases and the parameters; empty if not wanted."""
+    tensors = (a, b, row_bias, column_bias, *params)
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) if t is not None and wanted else a.new_empty(0)
+            for t, wanted in zip(tensors, want)]
+
+
+def _forward_fake(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants):
+    return forward_outputs(a, b, terms)
+
+
+def _backward_fake(grads, statistics, a, b, row_bias, column_bias, row_label, column_label, codes, params, *rest):
+    return backward_outputs(a, b, row_bias, column_bias, params, rest[6])
+
+
+_FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}) -> Tensor[]", _forward_fake)
+_BACKWARD = define(
+    "pair_backward", f"(Tensor?[] grads, Tensor[] statistics, {_INPUTS}, {_SETTINGS}, bool[] want, int memory_budget) -> Tensor[]",
+    _backward_fake,
+)
+
+
+class _Pair(torch.autograd.Function):
+    """The statistics and their gradient on a compiled backend. Not for torch.func: there the formula runs."""
+
+    @staticmethod
+    def forward(ctx, backend, settings, memory_budget, *inputs):
+        fixed, params = inputs[:7], inputs[7:]
+        found = _FORWARD[backend](*fixed, list(params), *settings)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(out for k, out in enumerate(found) if k % 2 or settings.terms[2 * k + 1] == REDUCES.index("max")))
+        ctx.save_for_backward(*inputs, *found[::2])
+        ctx.plan = backend, settings, memory_budget
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        backend, settings, memory_budget = ctx.plan
+        terms = len(settings.terms) // 4
+        inputs, statistics = ctx.saved_tensors[:-terms], ctx.saved_tensors[-terms:]
+        need, grads = ctx.needs_input_grad[3:], grads[::2]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            run = lambda *given: formula(settings, *given)[::2]  # noqa: E731
+            return None, None, None, *formula_backward(run, inputs, need, grads)
+        if all(grad is None for grad in grads):
+            return (None,) * (3 + len(inputs))
+        want = [*need[:4], *need[7:]]
+        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        found = iter(
+            _BACKWARD[backend](grads, list(statistics), *inputs[:7], list(inputs[7:]), *settings, want, memory_budget)
+        )
+        by = [grad if wanted else None for grad, wanted in zip(found, want)]
+        return None, None, None, *by[:4], None, None, None, *by[4:]
+
+
+_apply = fast_apply(_Pair)
+
+
+def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values from the host."""
+    every = rows if columns is None else torch.cat([rows, columns])
+    if every.numel() == 0:
+        return rows.to(dtype), None if columns is None else columns.to(dtype)
+    ordered, order = every.sort()
+    steps = torch.cat([torch.zeros_like(order[:1]), (ordered[1:] != ordered[:-1]).to(order.dtype)]).cumsum(0)
+    found = torch.empty_like(steps).scatter_(0, order, steps).to(dtype)
+    return (found, None) if columns is None else (found[: len(rows)], found[len(rows) :])
+
+
+def pair_statistics(
+    name: str,
+    scores: Scores,
+    terms: Sequence[Term],
+    labels: tuple[Tensor, Tensor | None] | None = None,
+    codes: Tensor | None = None,
+    skip: int | None = None,
+    backend: str | None = None,
+    memory_budget: int | None = None,
+) -> list[Statistic]:
+    """Statistics over the pairs of two embedding sets, for the registered loss `name`.
+
+    Args:
+        name: of the loss, for messages.
+        scores: what is compared, and how.
+        terms: the statistics.
+        labels: (N,) and (M,), which say what pairs are positive; None in second place for the same as in the first.
+        codes: uint8 (M, N), instead of labels: 1 for a positive pair, 2 for a negative one, 3 for both, 0 for a pair of no mask.
+        skip: leave out the pairs with ``j - i == skip``; of a set compared with itself 0 or None.
+        backend: as of every loss.
+        memory_budget: bytes that the backward may use to keep gradients of scores instead of computing them twice; None for 64 MB.
+
+    Returns:
+        A :class:`Statistic` for each term.
+    """
+    tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
+    backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
+    numbers, constants, params = [], [], []
+    for term in terms:
+        side = term.side == "column"
+        numbers += [_NAMES.index(term.functor), REDUCES.index(term.reduce), MASKS.index(term.mask), int(side)]
+        constants += [float(c) for c in term.constants] + [0.0] * (CONSTANTS - len(term.constants))
+        params += [term.row, term.column]
+    settings = Settings(skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap), numbers, constants)
+    row_label = column_label = None
+    if labels is not None and codes is None:
+        row_label, column_label = dense_labels(*labels, accumulate_dtype(scores.a.dtype))
+        if column_label is None and scores.b is not None:
+            column_label = row_label
+    inputs = (scores.a, scores.b, scores.row_bias, scores.column_bias, row_label, column_label, codes, *params)
+    if backend == "eager":
+        found = formula(settings, *inputs)
+    else:
+        inputs = tuple(None if t is None else t.contiguous() for t in inputs)
+        found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
+    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+
+
+def dot(a: Tensor, b: Tensor | None) -> Scores:
+    """Scores ``a_i . b_j``."""
+    return Scores(a, b)
+
+
+def normalised(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Rows of norm 1, in the accumulation dtype; rows shorter than `eps` are divided by `eps`."""
+    return F.normalize(x.to(accumulate_dtype(x.dtype)), dim=1, eps=eps)
+
+
+def cosine(a: Tensor, b: Tensor | None) -> Scores:
+    """Scores ``a_i . b_j / (|a_i| |b_j|)``."""
+    return Scores(normalised(a), None if b is None else normalised(b))
+
+
+def euclidean(a: Tensor, b: Tensor | None, squared: bool = False) -> Scores:
+    """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0."""
+    wide = accumulate_dtype(a.dtype)
+    centre = a.detach().to(wide).mean(0) if a.shape[0] else 0.0
+    x = a.to(wide) - centre
+    y = None if b is None else b.to(wide) - centre
+    return Scores(
+        x, y, x.square().sum(1), None if y is None else y.square().sum(1), -2.0, "clamp" if squared else "sqrt"
+    )

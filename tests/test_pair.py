@@ -1,0 +1,180 @@
+"""The pair engine's statistics and their gradients on every backend, against the formula in float64."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fastloss import pair
+from fastloss.engine import accumulate_dtype
+from fastloss.pair import Scores, Term, pair_statistics
+
+QUICK = ("cpu",)  # backends of the quick run
+INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
+
+CONSTANTS = {
+    "linear": (1.5, -0.25), "relu": (-1.0, 0.5), "square": (0.75, 0.1), "softplus": (-2.0, 0.3), "circle": (-1.0, 1.25, -4.0, 0.75),
+    "lifted": (-1.0, 0.4), "tuplet": (4.0, 0.0, 0.995, 0.0998),
+}
+BOUNDED = ("tuplet",)  # functors of scores that are cosines
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One call of the engine; every number comes from the seed."""
+
+    rows: int
+    columns: int  # 0 for a set compared with itself
+    features: int
+    terms: tuple[tuple, ...]  # (reduce, mask, functor, side, row parameter, column parameter)
+    masks: str = "labels"  # or "none", "codes"
+    skip: int | None = None
+    biases: bool = False
+    transform: str = "none"
+    seed: int = 0
+
+    def build(self, dtype: torch.dtype) -> tuple[Scores, list[Term], dict, dict[str, torch.Tensor]]:
+        """Scores, terms, the other arguments, and the leaves that gradients are compared of."""
+        generator = torch.Generator().manual_seed(self.seed)
+        own = self.columns == 0
+        sizes = {"row": self.rows, "column": self.rows if own else self.columns}
+        wide = accumulate_dtype(dtype)
+        leaves: dict[str, torch.Tensor] = {}
+
+        def leaf(name: str, *shape: int, of: torch.dtype = wide) -> torch.Tensor:
+            made = torch.randn(*shape, generator=generator).bfloat16()  # numbers that every dtype has
+            leaves[name] = made.to(of).requires_grad_()
+            return leaves[name]
+
+        bounded = any(functor in BOUNDED for _, _, functor, *_ in self.terms)
+        a = leaf("a", sizes["row"], self.features, of=dtype)
+        b = None if own else leaf("b", sizes["column"], self.features, of=dtype)
+        if bounded:
+            a, b = pair.normalised(a).to(dtype), None if own else pair.normalised(b).to(dtype)
+        row_bias = leaf("row_bias", sizes["row"]) if self.biases else None
+        column_bias = leaf("column_bias", sizes["column"]) if self.biases and not own else None
+        scale = 1.0 if bounded else 0.5
+        scores = Scores(a, b, row_bias, column_bias, scale, self.transform, 1.5)
+        terms = [
+            Term(reduce, mask, functor, CONSTANTS[functor], side, leaf(f"p{k}", sizes["row"]) if p else None,
+                 leaf(f"q{k}", sizes["column"]) if q else None)
+            for k, (reduce, mask, functor, side, p, q) in enumerate(self.terms)
+        ]
+        more: dict = {"skip": self.skip}
+        if self.masks == "labels":
+            labels = [torch.randint(-2, 3, (size,), generator=generator) * 7**5 for size in sizes.values()]
+            more["labels"] = (labels[0], None if own else labels[1])
+        elif self.masks == "codes":
+            more["codes"] = torch.randint(0, 4, (sizes["column"], sizes["row"]), generator=generator, dtype=torch.uint8)
+        return scores, terms, more, leaves
+
+
+def evaluate(case: Pairs, dtype: torch.dtype, backend: str, **options) -> tuple[list, list, dict[str, torch.Tensor]]:
+    """Values, counts, and gradients for random upstream gradients; of no pair the value is no part of what is differentiated."""
+    scores, terms, more, leaves = case.build(dtype)
+    found = pair_statistics("pair", scores, terms, backend=backend, **more, **options)
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    total = 0.0
+    for term, statistic in zip(terms, found):
+        upstream = torch.randn(statistic.value.shape, generator=generator, dtype=torch.float64)
+        if term.reduce != "max":
+            total = total + (torch.where(statistic.value.isfinite(), statistic.value, 0.0).double() * upstream).sum()
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if torch.is_tensor(total) and total.requires_grad else ()
+    by = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in zip(leaves.items(), grads)}
+    return [f.value.detach() for f in found], [f.count for f in found], by
+
+
+def check(case: Pairs, dtype: torch.dtype, backend: str, **options) -> None:
+    """Values, counts and gradients as the formula's in float64, as close as the formula in the dtype that sums are kept in."""
+    truth = evaluate(case, torch.float64, "eager")
+    peer = evaluate(case, accumulate_dtype(dtype), "eager")
+    ours = evaluate(case, dtype, backend, **options)
+    for which, count in enumerate(ours[1]):
+        assert torch.equal(count.double(), truth[1][which]), f"{case}: count {which}"
+    named = [(f"value {k}", *values) for k, values in enumerate(zip(ours[0], peer[0], truth[0]))]
+    named += [(name, ours[2][name], peer[2][name], truth[2][name]) for name in truth[2]]
+    for name, got, rival, wanted in named:
+        finite = wanted.isfinite()
+        assert torch.equal(got.isfinite(), finite), f"{case}: {name}: where it is finite"
+        error, scale = (rival.double() - wanted)[finite].abs(), wanted[finite].abs()
+        size = float(scale.max()) if scale.numel() else 0.0
+        wide = torch.finfo(accumulate_dtype(dtype)).eps
+        allowed = 4 * (float(error.max()) if error.numel() else 0.0) + 16 * wide * (1 + size) * case.features**0.5
+        rounding = torch.finfo(got.dtype).eps * scale * 0.51
+        wrong = (got.double() - wanted)[finite].abs() > allowed + rounding
+        assert not wrong.any(), f"{case}: {name}: off by {float((got.double() - wanted)[finite].abs().max()):.3g}, allowed {allowed:.3g}"
+
+
+SHAPES = ((1, 1, 1), (3, 5, 2), (16, 16, 16), (33, 70, 17), (65, 64, 40), (70, 0, 33), (2, 0, 3), (129, 257, 64))
+KINDS = (("linear", "lse"), ("linear", "sum"), ("relu", "sum"), ("square", "sum"), ("softplus", "sum"), ("circle", "lse"),
+         ("lifted", "sum"), ("tuplet", "sum"), ("relu", "lse"))
+
+
+def every_case() -> list[Pairs]:
+    """Each functor and reduction alone in every mask and side, and a few terms at once, over the shapes in turn."""
+    shapes = itertools.cycle(SHAPES)
+    cases = []
+    for (functor, reduce), side, masks in itertools.product(KINDS, ("row", "column"), ("labels", "none", "codes")):
+        rows, columns, features = next(shapes)
+        mask = ("positive", "negative", "all")[len(cases) % 3]
+        term = reduce, mask, functor, side, len(cases) % 2 == 0, len(cases) % 4 < 2
+        bounded = functor in BOUNDED
+        cases.append(
+            Pairs(rows, columns, features, (term,), masks if columns or masks != "codes" else "labels",
+                  (None, 0, 3)[len(cases) % 3] if columns else (None, 0)[len(cases) % 2], not bounded and len(cases) % 2 == 1,
+                  "none" if bounded else pair.TRANSFORMS[len(cases) % 4], len(cases))
+        )
+    pos, neg = ("lse", "positive", "linear", "row", False, False), ("sum", "negative", "relu", "row", True, False)
+    both = ("lse", "all", "linear", "row", False, False), ("lse", "all", "linear", "column", False, False)
+    best = ("max", "negative", "linear", "row", False, False), ("max", "positive", "circle", "column", False, False)
+    for rows, columns, features in SHAPES:
+        skip = 0 if columns == 0 else None
+        cases.append(Pairs(rows, columns, features, (pos, neg), skip=skip, seed=1))
+        if columns:
+            cases.append(Pairs(rows, columns, features, both, "none", seed=2))
+            cases.append(Pairs(rows, columns, features, (*best, neg), "labels", seed=3))
+        else:
+            cases.append(Pairs(rows, columns, features, (pos, ("sum", "positive", "lifted", "row", True, True)), skip=0, seed=4))
+    return cases
+
+
+CASES = every_case()
+
+
+def some(backend: str, most: int) -> list[Pairs]:
+    """A fixed sample of the cases on a slow backend."""
+    return random.Random(0).sample(CASES, most) if backend in INTERPRETED else CASES
+
+
+def test_agrees_with_the_formula_in_double(compiled):
+    for case in some(compiled, 24):
+        check(case, torch.float64, compiled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_agrees_in_narrow_dtypes(compiled, dtype):
+    for case in some(compiled, 8):
+        if not any(reduce == "max" or functor in ("relu", "square", "lifted") for reduce, _, functor, *_ in case.terms):
+            check(case, dtype, compiled)  # not those whose counts depend on the last bit of a score
+
+
+def test_no_budget_gives_the_same(compiled):
+    """Scores computed twice instead of kept."""
+    for case in some(compiled, 4)[::5]:
+        check(case, torch.float64, compiled, memory_budget=0)
+
+
+def test_empty_sets(compiled):
+    for rows, columns in ((0, 4), (4, 0)):
+        a = torch.randn(rows, 3, requires_grad=True)
+        b = torch.randn(columns, 3, requires_grad=True)
+        terms = [Term("lse"), Term("sum", side="column"), Term("max"), Term("max", side="column")]
+        lse, total, best, other = pair_statistics("pair", Scores(a, b), terms, backend=compiled)
+        assert torch.equal(lse.value, torch.full((rows,), -torch.inf)) and torch.equal(total.value, torch.zeros(columns))
+        assert torch.equal(best.count, torch.full((rows,), -1.0)) and torch.equal(other.count, torch.full((columns,), -1.0))
+        total.value.sum().backward()
+        assert torch.equal(b.grad, torch.zeros_like(b)) and torch.equal(a.grad, torch.zeros_like(a))
