@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {
     ],
 }
 ENGINES = ("row", "elementwise", "overlap", "box", "sort")
-CPU_ENGINES = (*ENGINES, "margin")
+CPU_ENGINES = (*ENGINES, "margin", "pair")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 

@@ -43,15 +43,15 @@ def _circle(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float)
     return c[2] * torch.relu(c[0] * s + c[1]).detach() * (s - c[3])
 
 
-def _log_add_exp(p: Tensor | float, q: Tensor | float) -> Tensor:
+def _log_add_exp(p: Tensor | float, q: Tensor | float, like: Tensor) -> Tensor:
     """The log-sum-exp of two sets from theirs, 0 where both are empty."""
-    p, q = torch.broadcast_tensors(torch.as_tensor(p), torch.as_tensor(q))
+    p, q = torch.broadcast_tensors(*(torch.as_tensor(t, dtype=like.dtype, device=like.device) for t in (p, q)))
     empty = (p == -torch.inf) & (q == -torch.inf)
     return torch.where(empty, 0.0, torch.logaddexp(torch.where(empty, 0.0, p), torch.where(empty, 0.0, q)))
 
 
 def _lifted(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
-    return 0.5 * torch.relu(_log_add_exp(p, q) + c[0] * s + c[1]).square()
+    return 0.5 * torch.relu(_log_add_exp(p, q, s) + c[0] * s + c[1]).square()
 
 
 def _tuplet(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:

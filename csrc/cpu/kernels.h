@@ -5,6 +5,7 @@
 #include "../elementwise.h"
 #include "../margin.h"
 #include "../overlap.h"
+#include "../pair.h"
 #include "../row.h"
 #include "../sort.h"
 
@@ -23,6 +24,28 @@ struct SortEntry {
 struct SortKeys {
   int64_t count;
   uint64_t bits;
+};
+
+constexpr int64_t kPairLanes = 64;  // own rows of a tile of scores
+
+// A tile of the pair engine, of the accumulation type: a row for each of some rows of the other set, a lane for each of some own rows.
+struct PairTile {
+  void* scores;  // products, which become scores and, in the backward, their gradients
+  int64_t stride;
+  int64_t own_begin, own_count, other_begin, other_count;
+};
+
+// What is kept of a term: of an own one by lane, of another one by row of the other set.
+struct PairSums {
+  void* top;      // the maximum, of the accumulation type
+  double* sum;    // of values, or of exponentials below the maximum
+  double* count;  // of pairs; of a maximum its place
+};
+
+// Sums of gradients by lane; null where not wanted.
+struct PairGradients {
+  double* own_bias;
+  double* own_param[2 * kMaxPairTerms];
 };
 
 namespace kernel {
@@ -58,6 +81,11 @@ void sort_backward(const SortCall&, Scalar, int errors, int64_t begin, int64_t e
 void margin_forward(const MarginCall&, Scalar, int64_t begin, int64_t end);
 void margin_backward(const MarginCall&, Scalar, int64_t begin, int64_t end);
 
+// The pair engine's are tiles: the forward adds to what is kept of each term, the backward gives the gradient of the products in place
+// of these, with `gradient` for (rows of the tile, kPairLanes) numbers of scratch.
+void pair_forward(const PairCall&, Scalar, const PairTile&, const PairSums* sums);
+void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, const PairGradients&);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -79,6 +107,8 @@ struct Kernels {
   decltype(&kernel::sort_backward) sort_backward;
   decltype(&kernel::margin_forward) margin_forward;
   decltype(&kernel::margin_backward) margin_backward;
+  decltype(&kernel::pair_forward) pair_forward;
+  decltype(&kernel::pair_backward) pair_backward;
 };
 
 }  // namespace fastloss

@@ -1,0 +1,452 @@
+// The pair engine's ops: products of tiles, threads, and what is kept between tiles, around one instruction set's kernels.
+//
+// A block is kPairLanes own rows. Its products with kOther rows of the other set at a time are a tile that stays in cache. Products, and
+// sums of products, are made of pieces of fixed size, so that results do not depend on the threads.
+
+#include "ops.h"
+
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm_cpu_dispatch.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <array>
+
+namespace fastloss {
+namespace {
+
+constexpr int64_t kOther = 256;         // rows of the other set in a tile
+constexpr int64_t kMaxGroups = 32;      // of blocks, each of which keeps its own statistics of all rows of the other set
+constexpr int64_t kProductColumns = 256;  // of one product: more would not stay in cache
+constexpr int64_t kMaxLabel = 1 << 24;    // places and labels are kept in floats
+
+#define FASTLOSS_COUNT(...) +1
+constexpr int kFunctors = 0 FASTLOSS_PAIR(FASTLOSS_COUNT);
+#undef FASTLOSS_COUNT
+
+// Whether torch has small products that keep to one thread, which are twice as fast as the library's on some processors.
+bool has_small_products() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  static const bool works = [] {
+    const float a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};
+    float c[4] = {};
+    try {
+      at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, false);
+      at::native::cpublas::brgemm_release(false);
+    } catch (const c10::Error&) {
+      return false;
+    }
+    return std::equal(a, a + 4, c);
+  }();
+  return works;
+#else
+  return false;
+#endif
+}
+
+// c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths; added to c if `add`.
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride, bool add) {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+  if constexpr (std::is_same_v<T, float>) {
+    if (has_small_products()) {
+      for (int64_t i = 0; i < n; i += kProductColumns) {
+        at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k, a_stride, b_stride, c_stride, add, a, b + i, c + i, false);
+      }
+      return;
+    }
+  }
+#endif
+  const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t stride) {
+    return at::from_blob(const_cast<T*>(data), {rows, columns}, {stride, 1}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+  };
+  Tensor out = view(c, m, n, c_stride);
+  const Tensor left = view(a, m, k, a_stride), right = view(b, k, n, b_stride);
+  if (add) at::cpu::addmm_out(out, out, left, right);
+  else at::cpu::mm_out(out, left, right);
+}
+
+// Small products keep what they set up for a thread until told.
+struct Products {
+  ~Products() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+    if (has_small_products()) at::native::cpublas::brgemm_release(false);
+#endif
+  }
+};
+
+// run(begin, end) over items, each worth a thread.
+template <class Run>
+void each_item(int64_t items, const Run& run) {
+  if (items <= 1) run(0, items);
+  else at::parallel_for(0, items, 1, run);
+}
+
+struct Inputs {
+  Tensor a, b, row_bias, column_bias, row_label, column_label, codes;
+  std::vector<Tensor> params;
+  bool itself;  // b is a
+  at::ArrayRef<int64_t> terms;
+  at::ArrayRef<double> constants;
+  std::optional<int64_t> skip;
+  double scale, cap;
+  PairTransform transform;
+
+  int64_t count() const { return static_cast<int64_t>(terms.size()) / 4; }
+  bool of_rows(int64_t term) const { return terms[4 * term + 3] == 0; }
+  PairReduce reduce(int64_t term) const { return static_cast<PairReduce>(terms[4 * term + 1]); }
+};
+
+Tensor checked(const char* name, const OptionalTensor& given, at::ScalarType type, int64_t size) {
+  if (!given) return {};
+  TORCH_CHECK(given->dim() == 1 && given->size(0) == size && given->scalar_type() == type && given->is_contiguous(), "pair engine: ", name,
+              " must be contiguous ", type, " (", size, "), got ", given->scalar_type(), given->sizes());
+  return *given;
+}
+
+Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
+                const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
+                const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform, double cap,
+                at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants) {
+  TORCH_CHECK(a.dim() == 2 && (!b || (b->dim() == 2 && b->size(1) == a.size(1) && b->scalar_type() == a.scalar_type())),
+              "pair engine: a and b must be (N, D) and (M, D) of one dtype, got ", a.sizes(), " and ", b ? b->sizes() : a.sizes());
+  const int64_t count = static_cast<int64_t>(terms.size()) / 4;
+  TORCH_CHECK(count >= 1 && count <= kMaxPairTerms && terms.size() % 4 == 0 && constants.size() == terms.size() / 4 * kPairConstants &&
+                  static_cast<int64_t>(params.size()) == 2 * count,
+              "pair engine: wanted 1 to ", kMaxPairTerms, " terms of 4 numbers, ", kPairConstants, " constants and 2 parameters, got ",
+              terms.size(), ", ", constants.size(), " and ", params.size());
+  scalar_of(a);
+  const at::ScalarType acc = accumulate_type(a);
+  const int64_t rows = a.size(0), columns = b ? b->size(0) : rows;
+  TORCH_CHECK(rows < kMaxLabel && columns < kMaxLabel, "pair engine: at most ", kMaxLabel, " rows, got ", rows, " and ", columns);
+  TORCH_CHECK(b || !skip || *skip == 0, "pair engine: of a set compared with itself skip must be 0, got ", *skip);
+  Inputs in;
+  in.a = a.to(acc).contiguous();
+  in.itself = !b;
+  in.b = b ? b->to(acc).contiguous() : in.a;
+  in.row_bias = checked("row_bias", row_bias, acc, rows);
+  in.column_bias = b ? checked("column_bias", column_bias, acc, columns) : in.row_bias;
+  in.row_label = checked("row_label", row_label, acc, rows);
+  in.column_label = b ? checked("column_label", column_label, acc, columns) : in.row_label;
+  TORCH_CHECK(in.row_label.defined() == in.column_label.defined(), "pair engine: labels of both sets or of none are wanted");
+  if (codes) {
+    TORCH_CHECK(codes->scalar_type() == at::kByte && codes->dim() == 2 && codes->size(0) == columns && codes->size(1) == rows,
+                "pair engine: codes must be uint8 (", columns, ", ", rows, "), got ", codes->scalar_type(), codes->sizes());
+    in.codes = *codes;
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t* term = terms.data() + 4 * k;
+    TORCH_CHECK(term[0] >= 0 && term[0] < kFunctors && term[1] >= 0 && term[1] <= 2 && term[2] >= 0 && term[2] <= 2 && term[3] >= 0 && term[3] <= 1,
+                "pair engine: no such term: functor ", term[0], ", reduce ", term[1], ", mask ", term[2], ", side ", term[3]);
+    in.params.push_back(checked("a row's parameter", params.get(2 * k), acc, rows));
+    in.params.push_back(checked("a column's parameter", params.get(2 * k + 1), acc, columns));
+  }
+  TORCH_CHECK(transform >= 0 && transform <= 3, "pair engine: no transform ", transform);
+  in.terms = terms;
+  in.constants = constants;
+  in.skip = skip;
+  in.scale = scale;
+  in.cap = cap;
+  in.transform = static_cast<PairTransform>(transform);
+  return in;
+}
+
+const void* data(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// The call with the rows as own set, or the columns.
+PairCall make_call(const Inputs& in, bool own_is_row) {
+  PairCall call{};
+  call.own = (own_is_row ? in.a : in.b).size(0);
+  call.other = (own_is_row ? in.b : in.a).size(0);
+  call.features = in.a.size(1);
+  call.own_bias = data(own_is_row ? in.row_bias : in.column_bias);
+  call.other_bias = data(own_is_row ? in.column_bias : in.row_bias);
+  call.own_label = data(own_is_row ? in.row_label : in.column_label);
+  call.other_label = data(own_is_row ? in.column_label : in.row_label);
+  if (in.codes.defined()) {
+    call.codes = in.codes.const_data_ptr<uint8_t>();
+    call.codes_own_stride = in.codes.stride(own_is_row ? 1 : 0);
+    call.codes_other_stride = in.codes.stride(own_is_row ? 0 : 1);
+  }
+  call.skips = in.skip.has_value();
+  call.skip = own_is_row ? in.skip.value_or(0) : -in.skip.value_or(0);
+  call.scale = in.scale;
+  call.transform = in.transform;
+  call.cap = in.cap;
+  return call;
+}
+
+// Enters term k, in the role of the call's own rows or of the other ones.
+PairTerm& add_term(PairCall& call, const Inputs& in, int64_t k, bool own, bool own_is_row) {
+  PairTerm& term = call.term[call.terms++];
+  term.functor = static_cast<int>(in.terms[4 * k]);
+  term.reduce = in.reduce(k);
+  term.mask = static_cast<PairMask>(in.terms[4 * k + 2]);
+  term.own = own;
+  term.own_is_row = own_is_row;
+  std::copy_n(in.constants.data() + kPairConstants * k, kPairConstants, term.constants);
+  term.own_param = data(in.params[2 * k + !own_is_row]);
+  term.other_param = data(in.params[2 * k + own_is_row]);
+  return term;
+}
+
+// The rows of a block as columns, 0 behind the last.
+template <class T>
+void pack(const T* rows, int64_t count, int64_t features, T* packed) {
+  for (int64_t f = 0; f < features; ++f) {
+    for (int64_t i = 0; i < kPairLanes; ++i) packed[f * kPairLanes + i] = i < count ? rows[i * features + f] : T(0);
+  }
+}
+
+template <class T>
+void forward(const Inputs& in, std::vector<Tensor>& found) {
+  PairCall call = make_call(in, true);
+  bool any_other = false;
+  for (int64_t k = 0; k < in.count(); ++k) {
+    add_term(call, in, k, in.of_rows(k), true);
+    any_other |= !in.of_rows(k);
+  }
+  const Scalar scalar = scalar_of(in.a);
+  const int64_t blocks = (call.own + kPairLanes - 1) / kPairLanes, groups = any_other ? std::min(blocks, kMaxGroups) : blocks;
+  const T *a = in.a.const_data_ptr<T>(), *b = in.b.const_data_ptr<T>();
+  const T none = -std::numeric_limits<T>::infinity();
+  // Of each term a group's statistics of the rows of the other set.
+  struct Kept {
+    std::vector<T> top;
+    std::vector<double> sum, count;
+    Kept(int64_t size, T top, double count) : top(size, top), sum(size, 0.0), count(size, count) {}
+  };
+  const auto empty_count = [&](int64_t k) { return in.reduce(k) == PairReduce::kMax ? -1.0 : 0.0; };
+  std::vector<Kept> others;
+  for (int64_t k = 0; k < in.count(); ++k) others.emplace_back(in.of_rows(k) ? 0 : groups * call.other, none, empty_count(k));
+  const auto finish = [&](int64_t k, T top, double sum, double count, int64_t i) {
+    T* value = found[2 * k].template mutable_data_ptr<T>();
+    if (in.reduce(k) == PairReduce::kMax) value[i] = top;
+    else if (in.reduce(k) == PairReduce::kSum) value[i] = static_cast<T>(sum);
+    else value[i] = count == 0 || top == none ? none : static_cast<T>(static_cast<double>(top) + std::log(sum));
+    found[2 * k + 1].template mutable_data_ptr<T>()[i] = static_cast<T>(count);
+  };
+  each_item(groups, [&](int64_t begin, int64_t end) {
+    const Products products;
+    std::vector<T> packed(call.features * kPairLanes), scores(kOther * kPairLanes);
+    for (int64_t group = begin; group < end; ++group) {
+      for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; ++block) {
+        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
+        pack(a + tile.own_begin * call.features, tile.own_count, call.features, packed.data());
+        std::vector<Kept> own;
+        std::array<PairSums, kMaxPairTerms> sums;
+        for (int64_t k = 0; k < in.count(); ++k) {
+          own.emplace_back(kPairLanes, none, empty_count(k));
+          Kept& kept = in.of_rows(k) ? own[k] : others[k];
+          const int64_t from = in.of_rows(k) ? 0 : group * call.other;
+          sums[k] = {kept.top.data() + from, kept.sum.data() + from, kept.count.data() + from};
+        }
+        for (; tile.other_begin < call.other; tile.other_begin += kOther) {
+          tile.other_count = std::min(kOther, call.other - tile.other_begin);
+          multiply<T>(tile.other_count, kPairLanes, call.features, b + tile.other_begin * call.features, call.features, packed.data(), kPairLanes,
+                      scores.data(), kPairLanes, false);
+          kernels->pair_forward(call, scalar, tile, sums.data());
+        }
+        for (int64_t k = 0; k < in.count(); ++k) {
+          for (int64_t i = 0; in.of_rows(k) && i < tile.own_count; ++i) {
+            finish(k, own[k].top[i], own[k].sum[i], own[k].count[i], tile.own_begin + i);
+          }
+        }
+      }
+    }
+  });
+  for (int64_t k = 0; k < in.count(); ++k) {
+    if (in.of_rows(k)) continue;
+    const Kept& kept = others[k];
+    each_piece(call.other, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        T top = none;
+        double sum = 0, count = empty_count(k);
+        for (int64_t at = j; at < groups * call.other; at += call.other) {
+          if (kept.top[at] > top || std::isnan(kept.top[at])) {
+            sum *= top == none ? 0.0 : std::exp(static_cast<double>(top) - static_cast<double>(kept.top[at]));
+            top = kept.top[at];
+            if (in.reduce(k) == PairReduce::kMax) count = kept.count[at];
+          }
+          if (in.reduce(k) == PairReduce::kSum) sum += kept.sum[at];
+          else if (kept.top[at] != none) sum += kept.sum[at] * std::exp(static_cast<double>(kept.top[at]) - static_cast<double>(top));
+          if (in.reduce(k) != PairReduce::kMax) count += kept.count[at];
+        }
+        finish(k, top, sum, count, j);
+      }
+    });
+  }
+}
+
+std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
+                                 const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
+                                 const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
+                                 double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants) {
+  const Inputs in = describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+  std::vector<Tensor> found;
+  for (int64_t k = 0; k < in.count(); ++k) {
+    for (int i = 0; i < 2; ++i) found.push_back(at::empty({(in.of_rows(k) ? in.a : in.b).size(0)}, in.a.options()));
+  }
+  AT_DISPATCH_FLOATING_TYPES(in.a.scalar_type(), "pair_forward", [&] { forward<scalar_t>(in, found); });
+  return found;
+}
+
+// What a backward call for the own rows writes; undefined where not wanted.
+struct Wanted {
+  Tensor own, own_bias;
+  std::vector<Tensor> own_param;  // of each term of the call
+  Tensor other, other_bias;       // by strips of own rows
+};
+
+// Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set.
+template <class T>
+void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_rows, Wanted& wanted, int64_t budget) {
+  const Scalar scalar = scalar_of(own_rows);
+  const T *a = own_rows.const_data_ptr<T>(), *b = other_rows.const_data_ptr<T>();
+  const int64_t features = call.features;
+  const bool want_other = wanted.other.defined() || wanted.other_bias.defined();
+  const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(T)));
+  const int64_t all = (call.own + kPairLanes - 1) / kPairLanes;
+  const int64_t fit = std::clamp<int64_t>(budget / (row_bytes * kPairLanes), 1, std::max<int64_t>(all, 1));
+  const int64_t strip = want_other ? (all + (all + fit - 1) / fit - 1) / std::max<int64_t>((all + fit - 1) / fit, 1) : all;  // blocks, even
+  const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, own_rows.options()) : Tensor();
+  if (want_other) advise_huge_pages(kept);
+  T* const products = want_other ? kept.mutable_data_ptr<T>() : nullptr;
+  std::vector<double> other_bias(wanted.other_bias.defined() ? call.other : 0, 0.0);
+  for (int64_t first = 0; first < all; first += strip) {
+    const int64_t last = std::min(all, first + strip);
+    each_item(last - first, [&](int64_t begin, int64_t end) {
+      const Products guard;
+      std::vector<T> packed(features * kPairLanes), scores(want_other ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
+      std::vector<T> turned(kOther * kPairLanes), part(wanted.own.defined() ? features * kPairLanes : 0);
+      for (int64_t block = first + begin; block < first + end; ++block) {
+        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
+        pack(a + tile.own_begin * features, tile.own_count, features, packed.data());
+        std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1> sums{};
+        PairGradients gradients{wanted.own_bias.defined() ? sums[0].data() : nullptr, {}};
+        for (int k = 0; k < call.terms; ++k) gradients.own_param[k] = wanted.own_param[k].defined() ? sums[k + 1].data() : nullptr;
+        T* own = wanted.own.defined() ? wanted.own.mutable_data_ptr<T>() + tile.own_begin * features : nullptr;
+        for (; tile.other_begin < call.other; tile.other_begin += kOther) {
+          tile.other_count = std::min(kOther, call.other - tile.other_begin);
+          const T* others = b + tile.other_begin * features;
+          if (want_other) {
+            tile.stride = strip * kPairLanes;
+            tile.scores = products + tile.other_begin * tile.stride + (block - first) * kPairLanes;
+          }
+          T* scored = static_cast<T*>(tile.scores);
+          multiply<T>(tile.other_count, kPairLanes, features, others, features, packed.data(), kPairLanes, scored, tile.stride, false);
+          kernels->pair_backward(call, scalar, tile, gradient.data(), gradients);
+          if (!own) continue;
+          for (int64_t j = 0; j < tile.other_count; ++j) {
+            for (int64_t i = 0; i < kPairLanes; ++i) turned[i * kOther + j] = scored[j * tile.stride + i];
+          }
+          multiply<T>(tile.own_count, features, tile.other_count, turned.data(), kOther, others, features, part.data(), features, false);
+          for (int64_t i = 0; i < tile.own_count * features; ++i) own[i] += part[i];
+        }
+        if (own) {
+          for (int64_t i = 0; i < tile.own_count * features; ++i) own[i] *= static_cast<T>(call.scale);
+        }
+        const auto write = [&](const Tensor& to, const std::array<double, kPairLanes>& from) {
+          if (!to.defined()) return;
+          T* at = to.mutable_data_ptr<T>() + tile.own_begin;
+          for (int64_t i = 0; i < tile.own_count; ++i) at[i] += static_cast<T>(from[i]);
+        };
+        write(wanted.own_bias, sums[0]);
+        for (int k = 0; k < call.terms; ++k) write(wanted.own_param[k], sums[k + 1]);
+      }
+    });
+    if (!want_other) continue;
+    const int64_t rows = std::min(call.own, last * kPairLanes) - first * kPairLanes, stride = strip * kPairLanes;
+    each_item((call.other + kPairLanes - 1) / kPairLanes, [&](int64_t begin, int64_t end) {
+      const Products guard;
+      std::vector<T> part(wanted.other.defined() ? features * kPairLanes : 0);
+      for (int64_t j = begin * kPairLanes; j < std::min(call.other, end * kPairLanes); j += kPairLanes) {
+        const int64_t count = std::min(kPairLanes, call.other - j);
+        const T* by = products + j * stride;
+        for (int64_t i = 0; wanted.other.defined() && i < rows; i += kOther) {
+          multiply<T>(count, features, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features, features,
+                      part.data(), features, false);
+          T* other = wanted.other.mutable_data_ptr<T>() + j * features;
+          for (int64_t f = 0; f < count * features; ++f) other[f] += static_cast<T>(call.scale) * part[f];
+        }
+        for (int64_t k = 0; wanted.other_bias.defined() && k < count; ++k) {
+          for (int64_t i = 0; i < rows; ++i) other_bias[j + k] += static_cast<double>(by[k * stride + i]);
+        }
+      }
+    });
+  }
+  for (size_t j = 0; j < other_bias.size(); ++j) wanted.other_bias.mutable_data_ptr<T>()[j] = static_cast<T>(other_bias[j]);
+}
+
+std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const std::vector<Tensor>& statistics, const Tensor& a,
+                                  const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
+                                  const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
+                                  const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
+                                  double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
+                                  int64_t memory_budget) {
+  const Inputs in = describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+  const int64_t count = in.count();
+  TORCH_CHECK(static_cast<int64_t>(grads.size()) == count && static_cast<int64_t>(statistics.size()) == count &&
+                  static_cast<int64_t>(want.size()) == 4 + 2 * count,
+              "pair engine: wanted ", count, " gradients and statistics, got ", grads.size(), " and ", statistics.size());
+  std::vector<Tensor> upstream(count);
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t size = (in.of_rows(k) ? in.a : in.b).size(0);
+    if (in.reduce(k) == PairReduce::kMax) continue;
+    upstream[k] = checked("an upstream gradient", grads.get(k), in.a.scalar_type(), size);
+    checked("a statistic", statistics[k], in.a.scalar_type(), size);
+  }
+  const auto zeros = [](bool wanted, const Tensor& like) { return wanted && like.defined() ? at::zeros_like(like) : Tensor(); };
+  const Tensor by_a = zeros(want[0], in.a), by_b = in.itself ? Tensor() : zeros(want[1], in.b);
+  const Tensor by_row_bias = zeros(want[2], in.row_bias), by_column_bias = in.itself ? Tensor() : zeros(want[3], in.column_bias);
+  std::vector<Tensor> by_params;
+  bool any_column = false;
+  for (int64_t k = 0; k < 2 * count; ++k) {
+    by_params.push_back(zeros(want[4 + k], in.params[k]));
+    any_column |= k % 2 == 1 && by_params[k].defined();
+  }
+  for (const Tensor& t : {by_a, by_b}) {
+    if (t.defined()) advise_huge_pages(t);
+  }
+  // One sweep for the own rows: with the terms in the role of rows or columns, of a set compared with itself in both.
+  const auto sweep = [&](bool own_is_row, Wanted& wanted) {
+    PairCall call = make_call(in, own_is_row);
+    for (int64_t k = 0; k < count; ++k) {
+      if (!upstream[k].defined()) continue;
+      for (const bool as_row : {true, false}) {
+        if (!in.itself && as_row != own_is_row) continue;
+        PairTerm& term = add_term(call, in, k, in.of_rows(k) == as_row, as_row);
+        term.value = statistics[k].const_data_ptr();
+        term.grad = upstream[k].const_data_ptr();
+        wanted.own_param.push_back(by_params[2 * k + !as_row]);
+      }
+    }
+    AT_DISPATCH_FLOATING_TYPES(in.a.scalar_type(), "pair_backward", [&] {
+      backward<scalar_t>(call, own_is_row ? in.a : in.b, own_is_row ? in.b : in.a, wanted, memory_budget);
+    });
+  };
+  // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.
+  Wanted rows{by_a, by_row_bias, {}, by_b, by_column_bias};
+  sweep(true, rows);
+  if (!in.itself && any_column) {
+    Wanted columns{};
+    sweep(false, columns);
+  }
+  std::vector<Tensor> found = {by_a, by_b, by_row_bias, by_column_bias};
+  found.insert(found.end(), by_params.begin(), by_params.end());
+  for (size_t k = 0; k < found.size(); ++k) {
+    if (!found[k].defined()) found[k] = at::empty({0}, a.options());
+    else if (k < 2) found[k] = found[k].to(a.scalar_type());
+  }
+  return found;
+}
+
+}  // namespace
+}  // namespace fastloss
+
+TORCH_LIBRARY_IMPL(fastloss, CPU, m) {
+  m.impl("pair_forward.cpu", fastloss::pair_forward);
+  m.impl("pair_backward.cpu", fastloss::pair_backward);
+}
