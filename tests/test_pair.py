@@ -125,7 +125,7 @@ def every_case() -> list[Pairs]:
         bounded = functor in BOUNDED
         cases.append(
             Pairs(rows, columns, features, (term,), masks if columns or masks != "codes" else "labels",
-                  (None, 0, 3)[len(cases) % 3] if columns else (None, 0)[len(cases) % 2], not bounded and len(cases) % 2 == 1,
+                  (None, 0, 3)[len(cases) % 3] if columns else 0 if bounded else (None, 0)[len(cases) % 2], not bounded and len(cases) % 2 == 1,
                   "none" if bounded else pair.TRANSFORMS[len(cases) % 4], len(cases))
         )
     pos, neg = ("lse", "positive", "linear", "row", False, False), ("sum", "negative", "relu", "row", True, False)
@@ -157,9 +157,11 @@ def test_agrees_with_the_formula_in_double(compiled):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_agrees_in_narrow_dtypes(compiled, dtype):
+    # Not those whose counts depend on the last bit of a score; rounded rows are not of norm 1.
+    without = ("relu", "square", "lifted", *(BOUNDED if dtype != torch.float32 else ()))
     for case in some(compiled, 8):
-        if not any(reduce == "max" or functor in ("relu", "square", "lifted") for reduce, _, functor, *_ in case.terms):
-            check(case, dtype, compiled)  # not those whose counts depend on the last bit of a score
+        if not any(reduce == "max" or functor in without for reduce, _, functor, *_ in case.terms):
+            check(case, dtype, compiled)
 
 
 def test_no_budget_gives_the_same(compiled):

@@ -309,8 +309,8 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
   const bool want_other = wanted.other.defined() || wanted.other_bias.defined();
   const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(T)));
   const int64_t all = (call.own + kPairLanes - 1) / kPairLanes;
-  const int64_t fit = std::clamp<int64_t>(budget / (row_bytes * kPairLanes), 1, std::max<int64_t>(all, 1));
-  const int64_t strip = want_other ? (all + (all + fit - 1) / fit - 1) / std::max<int64_t>((all + fit - 1) / fit, 1) : all;  // blocks, even
+  const int64_t fit = std::max<int64_t>(1, budget / (row_bytes * kPairLanes)), strips = (all + fit - 1) / fit;
+  const int64_t strip = want_other && strips ? (all + strips - 1) / strips : all;  // blocks, of even strips
   const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, own_rows.options()) : Tensor();
   if (want_other) advise_huge_pages(kept);
   T* const products = want_other ? kept.mutable_data_ptr<T>() : nullptr;
