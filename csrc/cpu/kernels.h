@@ -85,6 +85,9 @@ void margin_backward(const MarginCall&, Scalar, int64_t begin, int64_t end);
 // of these, with `gradient` for (rows of the tile, kPairLanes) numbers of scratch.
 void pair_forward(const PairCall&, Scalar, const PairTile&, const PairSums* sums);
 void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, const PairGradients&);
+// Rows to columns, and to += scale * from; of numbers of the accumulation type.
+void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
+void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
 
 }  // namespace kernel
 
@@ -109,6 +112,8 @@ struct Kernels {
   decltype(&kernel::margin_backward) margin_backward;
   decltype(&kernel::pair_forward) pair_forward;
   decltype(&kernel::pair_backward) pair_backward;
+  decltype(&kernel::pair_turn) pair_turn;
+  decltype(&kernel::pair_add) pair_add;
 };
 
 }  // namespace fastloss

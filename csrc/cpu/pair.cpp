@@ -327,5 +327,28 @@ void pair_backward(const PairCall& call, Scalar scalar, const PairTile& tile, vo
   else backward_tile<float>(call, tile, static_cast<float*>(gradient), gradients);
 }
 
+void pair_turn(Scalar scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride) {
+  const auto turn = [&](auto zero) {
+    using T = decltype(zero);
+    at::vec::transpose_mxn<T>(static_cast<const T*>(from), from_stride, static_cast<T*>(to), to_stride, static_cast<int>(rows),
+                              static_cast<int>(columns));
+  };
+  if (scalar == Scalar::kDouble) turn(double{});
+  else turn(float{});
+}
+
+void pair_add(Scalar scalar, const void* from, int64_t count, double scale, void* to) {
+  const auto add = [&](auto zero) {
+    using T = decltype(zero);
+    const Lanes<T> factor(static_cast<T>(scale));
+    each_vector<T>(count, [&](int64_t i, int64_t n) {
+      T* at = static_cast<T*>(to) + i;
+      store(at, load(at, n) + factor * load(static_cast<const T*>(from) + i, n), n);
+    });
+  };
+  if (scalar == Scalar::kDouble) add(double{});
+  else add(float{});
+}
+
 }  // namespace kernel
 }  // namespace fastloss

@@ -194,10 +194,9 @@ PairTerm& add_term(PairCall& call, const Inputs& in, int64_t k, bool own, bool o
 
 // The rows of a block as columns, 0 behind the last.
 template <class T>
-void pack(const T* rows, int64_t count, int64_t features, T* packed) {
-  for (int64_t f = 0; f < features; ++f) {
-    for (int64_t i = 0; i < kPairLanes; ++i) packed[f * kPairLanes + i] = i < count ? rows[i * features + f] : T(0);
-  }
+void pack(Scalar scalar, const T* rows, int64_t count, int64_t features, T* packed) {
+  if (count < kPairLanes) std::fill_n(packed, features * kPairLanes, T(0));
+  kernels->pair_turn(scalar, rows, count, features, features, packed, kPairLanes);
 }
 
 template <class T>
@@ -234,7 +233,7 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; ++block) {
         PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
-        pack(a + tile.own_begin * call.features, tile.own_count, call.features, packed.data());
+        pack(scalar, a + tile.own_begin * call.features, tile.own_count, call.features, packed.data());
         std::vector<Kept> own;
         std::array<PairSums, kMaxPairTerms> sums;
         for (int64_t k = 0; k < in.count(); ++k) {
@@ -323,7 +322,7 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
       std::vector<T> turned(kOther * kPairLanes), part(wanted.own.defined() ? features * kPairLanes : 0);
       for (int64_t block = first + begin; block < first + end; ++block) {
         PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
-        pack(a + tile.own_begin * features, tile.own_count, features, packed.data());
+        pack(scalar, a + tile.own_begin * features, tile.own_count, features, packed.data());
         std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1> sums{};
         PairGradients gradients{wanted.own_bias.defined() ? sums[0].data() : nullptr, {}};
         for (int k = 0; k < call.terms; ++k) gradients.own_param[k] = wanted.own_param[k].defined() ? sums[k + 1].data() : nullptr;
@@ -339,14 +338,9 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
           multiply<T>(tile.other_count, kPairLanes, features, others, features, packed.data(), kPairLanes, scored, tile.stride, false);
           kernels->pair_backward(call, scalar, tile, gradient.data(), gradients);
           if (!own) continue;
-          for (int64_t j = 0; j < tile.other_count; ++j) {
-            for (int64_t i = 0; i < kPairLanes; ++i) turned[i * kOther + j] = scored[j * tile.stride + i];
-          }
+          kernels->pair_turn(scalar, scored, tile.other_count, kPairLanes, tile.stride, turned.data(), kOther);
           multiply<T>(tile.own_count, features, tile.other_count, turned.data(), kOther, others, features, part.data(), features, false);
-          for (int64_t i = 0; i < tile.own_count * features; ++i) own[i] += part[i];
-        }
-        if (own) {
-          for (int64_t i = 0; i < tile.own_count * features; ++i) own[i] *= static_cast<T>(call.scale);
+          kernels->pair_add(scalar, part.data(), tile.own_count * features, call.scale, own);
         }
         const auto write = [&](const Tensor& to, const std::array<double, kPairLanes>& from) {
           if (!to.defined()) return;
@@ -368,8 +362,7 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
         for (int64_t i = 0; wanted.other.defined() && i < rows; i += kOther) {
           multiply<T>(count, features, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features, features,
                       part.data(), features, false);
-          T* other = wanted.other.mutable_data_ptr<T>() + j * features;
-          for (int64_t f = 0; f < count * features; ++f) other[f] += static_cast<T>(call.scale) * part[f];
+          kernels->pair_add(scalar, part.data(), count * features, call.scale, wanted.other.mutable_data_ptr<T>() + j * features);
         }
         for (int64_t k = 0; wanted.other_bias.defined() && k < count; ++k) {
           for (int64_t i = 0; i < rows; ++i) other_bias[j + k] += static_cast<double>(by[k * stride + i]);
