@@ -27,6 +27,12 @@ SHARED_LIMITS = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942"
 TARGETS = tuple(SHARED_LIMITS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+
+def _dtypes(quick: bool, every: bool) -> Sequence[torch.dtype]:
+    """Those that a functor is tried with: float16 differs from bfloat16 in one conversion, so `every` one is for a functor an engine."""
+    return DTYPES[:2] if quick else DTYPES if every else [dtype for dtype in DTYPES if dtype != torch.float16]
+
+
 # Every feature that adds code to the kernels, and none. The full variants also lose the alignment that 16-byte accesses need.
 _FULL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 30.0, "logit_scale": 0.5}
 VARIANTS = {
@@ -142,13 +148,13 @@ def _row_cases(quick: bool) -> Iterator[_Case]:
     from fastloss.kernels.functors import FUNCTORS
     from fastloss.kernels.tuning import TUNING, layout_class
 
-    functors = list(FUNCTORS)[:1] if quick else FUNCTORS
-    dtypes = DTYPES[:2] if quick else DTYPES
-    for functor, dtype, contiguous in itertools.product(functors, dtypes, (True, False)):
+    first = next(iter(FUNCTORS))
+    tried = [(functor, dtype) for functor in ([first] if quick else FUNCTORS) for dtype in _dtypes(quick, functor == first)]
+    for (functor, dtype), contiguous in itertools.product(tried, (True, False)):
         table = TUNING[layout_class(contiguous, dtype)]
         for most, *_ in table[-1:] if quick else table:
             # A functor adds the same few instructions to every variant, so the variants of the engine are tried with one of them.
-            variants = VARIANTS if functor == next(iter(FUNCTORS)) else ("plain",)
+            variants = VARIANTS if functor == first else ("plain",)
             for variant in variants:
                 launches = functools.partial(_row_launches, functor, variant, dtype, contiguous, most or 32768)
                 yield _Case(functor, variant, dtype, "contiguous" if contiguous else "strided", launches)
@@ -178,8 +184,9 @@ def _elementwise_cases(quick: bool) -> Iterator[_Case]:
     from fastloss.kernels.functors import ELEMENTWISE
 
     functors = [_FULL_ELEMENTWISE] if quick else ELEMENTWISE
-    for functor, dtype in itertools.product(functors, DTYPES[:2] if quick else DTYPES):
-        for variant in ELEMENTWISE_VARIANTS if functor == _FULL_ELEMENTWISE else ("plain",):
+    for functor in functors:
+        full = functor == _FULL_ELEMENTWISE
+        for dtype, variant in itertools.product(_dtypes(quick, full), ELEMENTWISE_VARIANTS if full else ("plain",)):
             launches = functools.partial(_elementwise_launches, functor, variant, dtype)
             yield _Case(functor, variant, dtype, "contiguous" if variant == "plain" else "strided", launches)
 
@@ -216,7 +223,8 @@ def _overlap_cases(quick: bool) -> Iterator[_Case]:
         for variant, dtype in zip(OVERLAP_VARIANTS, DTYPES):
             yield case(_FULL_OVERLAP, variant, dtype, "strided" if variant == "views" else "contiguous", 16)
         return
-    for functor, dtype in itertools.product(OVERLAP, DTYPES):
+    pairs = [(functor, dtype) for functor in OVERLAP for dtype in _dtypes(False, functor == _FULL_OVERLAP)]
+    for functor, dtype in pairs:
         full = functor == _FULL_OVERLAP
         for layout in ("contiguous", "channels_last", "strided") if full else ("contiguous",):
             table = TUNING[layout_class(layout == "contiguous", dtype, layout == "channels_last")]
@@ -244,10 +252,11 @@ def _overlap_launches(functor: str, variant: str, dtype: torch.dtype, layout: st
 def _box_cases(quick: bool) -> Iterator[_Case]:
     from fastloss.kernels.box import BOX
 
-    functors = list(BOX)[-1:] if quick else BOX
-    for functor, dtype, variant in itertools.product(functors, DTYPES[:2] if quick else DTYPES, BOX_VARIANTS):
-        launches = functools.partial(_box_launches, functor, variant, dtype)
-        yield _Case(functor, variant, dtype, variant == "plain", launches)
+    most = list(BOX)[-1]
+    for functor in [most] if quick else BOX:
+        for dtype, variant in itertools.product(_dtypes(quick, functor == most), BOX_VARIANTS):
+            launches = functools.partial(_box_launches, functor, variant, dtype)
+            yield _Case(functor, variant, dtype, variant == "plain", launches)
 
 
 def _box_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
