@@ -93,15 +93,16 @@ def test_every_kernel_compiles_for_every_target():
     wanted = Counter()
     for target, dtype in itertools.product(aot.TARGETS, aot.DTYPES):
         name, keys = str(dtype).removeprefix("torch."), [tuning.layout_class(contiguous, dtype) for contiguous in (True, False)]
-        for functor in functors.FUNCTORS:
+        every = dtype != torch.float16  # which is tried with one functor an engine
+        for functor in functors.FUNCTORS if every else ["cross_entropy"]:
             wanted[target, "forward_kernel", functor, name] = sum(len(tuning.TUNING[key]) for key in keys)
-        for functor in functors.ELEMENTWISE:
+        for functor in functors.ELEMENTWISE if every else ["gaussian_nll"]:
             wanted[target, "elementwise_forward_kernel", functor, name] = 1
-        for functor in box.BOX:
+        for functor in box.BOX if every else [list(box.BOX)[-1]]:
             wanted[target, "box_forward_kernel", functor, name] = 1
-        for functor in functors.OVERLAP:
-            every = sum(len(tuning.OVERLAP[key]) for key in (keys[0], tuning.layout_class(False, dtype, channels_last=True)))
-            wanted[target, "overlap_forward_kernel", functor, name] = 2 * (every if functor == "softmax_focal" else 1)
+        for functor in functors.OVERLAP if every else ["softmax_focal"]:
+            tiles = sum(len(tuning.OVERLAP[key]) for key in (keys[0], tuning.layout_class(False, dtype, channels_last=True)))
+            wanted[target, "overlap_forward_kernel", functor, name] = 2 * (tiles if functor == "softmax_focal" else 1)
     assert found == wanted
     assert aot.check(rows) == []
 
