@@ -352,8 +352,8 @@ def _one_label_a_row(name: str, labels: Tensor, rows: Tensor) -> None:
 
 @register(
     "pair", formula="log sum_(j != i) exp(s_ij) over both views - s_i,pair(i), cosines / T", source="Yeh et al. 2022 (DCL), equation 6",
-    operands={"z1": "batch", "z2": "batch"}, params={"temperature": (0.05, 1.0), "sigma": (0.2, 1.0)},
-    choices={"denominator": ("joint", "split")},
+    operands={"z1": "batch", "z2": "batch"}, params={"temperature": (0.05, 1.0)},
+    choices={"denominator": ("joint", "split"), "sigma": (None, 0.5)},
 )
 def dcl_loss(
     z1: Tensor,

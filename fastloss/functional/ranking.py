@@ -10,7 +10,7 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..engine import overridden
-from ..pair import Scores, Term, normalised, pair_statistics
+from ..pair import Scores, Term, normalised, pair_statistics, softplus
 from ..plain import reduced
 from ..registry import register
 from .contrastive import embeddings_of, factor
@@ -108,8 +108,9 @@ def multiple_negatives_ranking_loss(
     matched = (scaled * p).sum(1)
     column = [Term("lse", side="column")] if "doc_to_query" in directions else []
 
+    # The positives are left out of every sum (skip=0), so that the loss is log(1 + exp(rest - matched)): exact where it is small.
     if hardness_mode is None or not hardness_strength:
-        found = pair_statistics(name, Scores(scaled, every), [Term("lse"), *column], backend=backend)
+        found = pair_statistics(name, Scores(scaled, every), [Term("lse"), *column], skip=0, backend=backend)
         blocks, back = [found[0].value], [f.value[: len(q)] for f in found[1:]]
     else:
         left, right = scaled, every
@@ -118,27 +119,32 @@ def multiple_negatives_ranking_loss(
             left = scaled + hardness_strength * q.detach()
             share = kappa / (kappa + hardness_strength)
             right = every.detach() + (every - every.detach()) * (share.detach() if isinstance(share, Tensor) else share)
-        blocks = [matched, pair_statistics(name, Scores(left, right), [Term("lse", "negative")], **other)[0].value]
+        blocks = [pair_statistics(name, Scores(left, right), [Term("lse", "negative")], **other)[0].value]
         if own is not None:
             mine = (scaled.unsqueeze(1) * own).sum(2)
             if hardness_mode != "in_batch_negatives":
                 mine = mine + hardness_strength * (q.unsqueeze(1) * own).sum(2).detach()
             blocks.append(torch.logsumexp(mine, 1))
-        back = [f.value for f in pair_statistics(name, Scores(scaled, p), column, backend=backend)] if column else []
+        back = [f.value for f in pair_statistics(name, Scores(scaled, p), column, skip=0, backend=backend)] if column else []
     if partition_mode == "per_direction":
-        lines = [_joined(blocks), *back]
-        return reduced(sum(lines) / len(lines) - matched, reduction, dtype)
-    blocks += back
+        lines = [softplus(_joined(block) - matched) for block in (blocks, *([line] for line in back))]
+        return reduced(sum(lines) / len(lines), reduction, dtype)
+    if back:
+        blocks += [*back, matched]  # of a second block the positive is one among the others
     if "query_to_query" in directions:
         blocks.append(pair_statistics(name, Scores(q * kappa**0.5), [Term("lse")], skip=0, backend=backend)[0].value)
     if "doc_to_doc" in directions:
         blocks.append(pair_statistics(name, Scores(p * kappa, every), [Term("lse", "negative")], **other)[0].value)
-    return reduced(_joined(blocks) - matched, reduction, dtype)
+    return reduced(softplus(_joined(blocks) - matched), reduction, dtype)
 
 
 def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    """The log-sum-exp of several sets from theirs, of which the first is not empty."""
-    return blocks[0] if len(blocks) == 1 else torch.logsumexp(torch.stack(blocks, 1), 1)
+    """The log-sum-exp of several sets from theirs, -inf where all are empty."""
+    if len(blocks) == 1:
+        return blocks[0]
+    every = torch.stack(blocks, 1)
+    some = (every > -torch.inf).any(1, keepdim=True)
+    return torch.where(some.squeeze(1), torch.logsumexp(torch.where(some, every, 0.0), 1), -torch.inf)
 
 
 def _ranking_options(
