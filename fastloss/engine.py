@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,13 @@ library = torch.library.Library("fastloss", "DEF")
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums are kept in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """A block in which products of matrices keep the dtype of their operands."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def define(op: str, schema: str, fake: Callable) -> dict[str, Callable]:

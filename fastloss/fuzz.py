@@ -27,6 +27,7 @@ from . import box_cases
 from . import distance_cases as distance
 from . import elementwise_cases as elementwise
 from . import overlap_cases as overlap
+from . import pair_cases as pair
 from . import plain_cases as plain
 from . import sort_cases as sort
 from .box_cases import BoxCase
@@ -35,6 +36,7 @@ from .distance_cases import DistanceCase
 from .elementwise_cases import ElementwiseCase
 from .overlap_cases import OverlapCase
 from .oracle import check, eager, keywords, named_outputs
+from .pair_cases import PairCase
 from .plain_cases import PlainCase
 from .registry import LOSSES
 from .sort_cases import SortCase
@@ -233,10 +235,26 @@ def _plain_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool
     return PlainCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
 
 
+@st.composite
+def _pair_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> PairCase:
+    about = LOSSES[loss]
+    sizes = pair.SIZES[:5] if small else pair.SIZES
+    shape = draw(st.sampled_from(sizes)), draw(st.sampled_from((*sizes, 0))), draw(st.sampled_from(pair.FEATURES))
+    chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(pair.fitting(loss), "normal")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["optional"] = draw(st.booleans())
+    chosen["gradients"] = draw(st.sampled_from(("operands", "input")))
+    drawn = {name: draw(_param(*bounds)) for name, bounds in about.params.items()}
+    drawn |= {name: draw(st.sampled_from(values)) for name, values in about.choices.items()}
+    return PairCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
+
+
 ENGINES = {
     "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
     "box": (_box_cases, BoxCase), "sort": (_sort_cases, SortCase), "distance": (_distance_cases, DistanceCase),
-    "plain": (_plain_cases, PlainCase),
+    "plain": (_plain_cases, PlainCase), "pair": (_pair_cases, PairCase),
 }
 
 

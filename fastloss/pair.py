@@ -26,13 +26,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._backends import choose
-from .engine import accumulate_dtype, define, fast_apply, formula_backward
+from .engine import accumulate_dtype, define, fast_apply, formula_backward, without_autocast
 
 REDUCES = ("sum", "lse", "max")
 MASKS = ("all", "positive", "negative")
 TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
 CONSTANTS = 4  # of a functor
 MEMORY_BUDGET = 2**26  # bytes
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` to the last bits of float64: torch's own is x from 20 on."""
+    return F.softplus(x, threshold=40.0)
 
 
 def _affine(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
@@ -58,7 +63,7 @@ def _tuplet(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float)
     inside = (s > -1) & (s < 1)
     safe = torch.where(inside, s, 0.0)
     turned = c[2] * safe + c[3] * torch.sqrt((1 - safe) * (1 + safe))
-    return F.softplus(p + q - c[0] * torch.where(inside, turned, torch.sign(s) * c[2]))
+    return softplus(p + q - c[0] * torch.where(inside, turned, torch.sign(s) * c[2]))
 
 
 # By name: a function of the score, four constants, and the parameters of the row and of the column (0 where there are none).
@@ -67,7 +72,7 @@ FUNCTORS: dict[str, Callable[..., Tensor]] = {
     "linear": _affine,
     "relu": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)),
     "square": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)).square(),
-    "softplus": lambda s, c, p, q: F.softplus(_affine(s, c, p, q), threshold=torch.inf),
+    "softplus": lambda s, c, p, q: softplus(_affine(s, c, p, q)),
     "circle": _circle,
     "lifted": _lifted,
     "tuplet": _tuplet,
@@ -194,7 +199,8 @@ def formula(
     wide = accumulate_dtype(a.dtype)
     x = a.to(wide)
     y, column_bias = (x, row_bias) if b is None else (b.to(wide), column_bias)
-    scores = settings.scale * (x @ y.t())
+    with without_autocast(a.device):
+        scores = settings.scale * (x @ y.t())
     if row_bias is not None:
         scores = scores + row_bias.unsqueeze(1)
     if column_bias is not None:

@@ -1,13 +1,14 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, distance, generative, information, likelihood, lovasz, margin, metric, regression, scaled,
-    segmentation, structure,
+    binary, boxes, calibration, classification, contrastive, distance, generative, information, likelihood, lovasz, margin, metric,
+    ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
 from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .contrastive import *  # noqa: F403
 from .distance import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .information import *  # noqa: F403
@@ -15,6 +16,7 @@ from .likelihood import *  # noqa: F403
 from .lovasz import *  # noqa: F403
 from .margin import *  # noqa: F403
 from .metric import *  # noqa: F403
+from .ranking import *  # noqa: F403
 from .regression import *  # noqa: F403
 from .scaled import *  # noqa: F403
 from .segmentation import *  # noqa: F403
@@ -24,7 +26,7 @@ __all__ = [
     name
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
-        boxes, generative, structure,
+        boxes, generative, structure, contrastive, ranking,
     )
     for name in family.__all__
 ]
