@@ -39,6 +39,10 @@ def _affine(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float)
     return c[0] * s + c[1] + p + q
 
 
+def _softplus(x: Tensor) -> Tensor:
+    return -F.logsigmoid(-x)  # F.softplus overflows, or with its threshold cuts off what is small
+
+
 def _circle(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
     return c[2] * torch.relu(c[0] * s + c[1]).detach() * (s - c[3])
 
@@ -58,7 +62,7 @@ def _tuplet(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float)
     inside = (s > -1) & (s < 1)
     safe = torch.where(inside, s, 0.0)
     turned = c[2] * safe + c[3] * torch.sqrt((1 - safe) * (1 + safe))
-    return F.softplus(p + q - c[0] * torch.where(inside, turned, torch.sign(s) * c[2]))
+    return _softplus(p + q - c[0] * torch.where(inside, turned, torch.sign(s) * c[2]))
 
 
 # By name: a function of the score, four constants, and the parameters of the row and of the column (0 where there are none).
@@ -67,7 +71,7 @@ FUNCTORS: dict[str, Callable[..., Tensor]] = {
     "linear": _affine,
     "relu": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)),
     "square": lambda s, c, p, q: torch.relu(_affine(s, c, p, q)).square(),
-    "softplus": lambda s, c, p, q: F.softplus(_affine(s, c, p, q), threshold=torch.inf),
+    "softplus": lambda s, c, p, q: _softplus(_affine(s, c, p, q)),
     "circle": _circle,
     "lifted": _lifted,
     "tuplet": _tuplet,
@@ -153,7 +157,8 @@ def unpack(settings: Settings) -> list[tuple[str, str, str, str, list[float]]]:
     ]
 
 
-def _transformed(x: Tensor, transform: str, cap: float) -> Tensor:
+def transformed(x: Tensor, transform: str, cap: float = 1.0) -> Tensor:
+    """One of :data:`TRANSFORMS` of a sum of dot product and biases."""
     if transform == "clamp":
         return torch.relu(x)
     if transform == "sqrt":
@@ -191,15 +196,26 @@ def formula(
     *params: Tensor | None,
 ) -> list[Tensor]:
     """The value and the count of every term in plain torch, of a stored matrix of scores."""
-    wide = accumulate_dtype(a.dtype)
-    x = a.to(wide)
-    y, column_bias = (x, row_bias) if b is None else (b.to(wide), column_bias)
-    scores = settings.scale * (x @ y.t())
-    if row_bias is not None:
-        scores = scores + row_bias.unsqueeze(1)
+    given = Scores(a, b, row_bias, column_bias, settings.scale, TRANSFORMS[settings.transform], settings.cap)
+    return _reduced(settings, score_matrix(given), row_label, column_label, codes, params)
+
+
+def score_matrix(scores: Scores) -> Tensor:
+    """The score of every pair, (N, M), in the dtype that sums are kept in."""
+    wide = accumulate_dtype(scores.a.dtype)
+    x = scores.a.to(wide)
+    y, column_bias = (x, scores.row_bias) if scores.b is None else (scores.b.to(wide), scores.column_bias)
+    matrix = scores.scale * (x @ y.t())
+    if scores.row_bias is not None:
+        matrix = matrix + scores.row_bias.unsqueeze(1)
     if column_bias is not None:
-        scores = scores + column_bias.unsqueeze(0)
-    scores = _transformed(scores, TRANSFORMS[settings.transform], settings.cap)
+        matrix = matrix + column_bias.unsqueeze(0)
+    return transformed(matrix, scores.transform, scores.cap)
+
+
+def _reduced(settings: Settings, scores: Tensor, row_label, column_label, codes, params) -> list[Tensor]:
+    """The value and the count of every term, of the scores of all pairs."""
+    wide = scores.dtype
     masks = _masks(settings, scores.shape, scores, row_label, column_label, codes)
     found = []
     for k, (functor, reduce, mask, side, constants) in enumerate(unpack(settings)):
@@ -335,13 +351,7 @@ def pair_statistics(
     """
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
-    numbers, constants, params = [], [], []
-    for term in terms:
-        side = term.side == "column"
-        numbers += [_NAMES.index(term.functor), REDUCES.index(term.reduce), MASKS.index(term.mask), int(side)]
-        constants += [float(c) for c in term.constants] + [0.0] * (CONSTANTS - len(term.constants))
-        params += [term.row, term.column]
-    settings = Settings(skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap), numbers, constants)
+    settings, params = _settings(terms, skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap))
     row_label = column_label = None
     if labels is not None and codes is None:
         row_label, column_label = dense_labels(*labels, accumulate_dtype(scores.a.dtype))
@@ -353,6 +363,31 @@ def pair_statistics(
     else:
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
         found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
+    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+
+
+def _settings(terms: Sequence[Term], skip: int | None, *scores: object) -> tuple[Settings, list[Tensor | None]]:
+    """What operators take for the terms, and the terms' parameters."""
+    numbers, constants, params = [], [], []
+    for term in terms:
+        side = term.side == "column"
+        numbers += [_NAMES.index(term.functor), REDUCES.index(term.reduce), MASKS.index(term.mask), int(side)]
+        constants += [float(c) for c in term.constants] + [0.0] * (CONSTANTS - len(term.constants))
+        params += [term.row, term.column]
+    return Settings(skip, *scores, numbers, constants), params
+
+
+def matrix_statistics(
+    scores: Tensor,
+    terms: Sequence[Term],
+    labels: tuple[Tensor, Tensor | None] | None = None,
+    codes: Tensor | None = None,
+    skip: int | None = None,
+) -> list[Statistic]:
+    """Statistics over pairs whose scores are a matrix (N, M) already; otherwise as :func:`pair_statistics`, in plain torch."""
+    settings, params = _settings(terms, skip, 1.0, 0, 1.0)
+    rows, columns = (None, None) if labels is None else labels
+    found = _reduced(settings, scores, rows, columns, codes, params)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 
