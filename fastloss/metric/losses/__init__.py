@@ -6,9 +6,8 @@ from .pairs import (
     CircleLoss, ContrastiveLoss, GeneralizedLiftedStructureLoss, IntraPairVarianceLoss, LiftedStructureLoss, MultiSimilarityLoss, NTXentLoss,
     SignalToNoiseRatioContrastiveLoss, SupConLoss, TupletMarginLoss,
 )
-from .triplets import AngularLoss, MarginLoss, TripletMarginLoss
+from .triplets import AngularLoss, MarginLoss, ThresholdConsistentMarginLoss, TripletMarginLoss
 from .margins import ArcFaceLoss, CosFaceLoss, LargeMarginSoftmaxLoss, SphereFaceLoss, SubCenterArcFaceLoss
 from .proxies import (
     InstanceLoss, NCALoss, NormalizedSoftmaxLoss, NPairsLoss, P2SGradLoss, ProxyAnchorLoss, ProxyNCALoss, SoftTripleLoss,
-    ThresholdConsistentMarginLoss,
 )

@@ -122,14 +122,14 @@ class NCALoss(BaseMetricLossFunction):
         c_f.labels_required(labels)
         if len(embeddings) <= 1:
             return self.zero_losses()
-        return self.nca_losses(embeddings, ref_emb, labels, ref_labels, indices_tuple)
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype, using_ref=ref_emb is not embeddings)
+        return self.nca_losses(embeddings, ref_emb, labels, ref_labels, weight)
 
-    def nca_losses(self, query: Tensor, reference: Tensor, labels: Tensor, ref_labels: Tensor | None, indices_tuple) -> dict:
-        """Of `query` among the rows of `reference`."""
+    def nca_losses(self, query: Tensor, reference: Tensor, labels: Tensor, ref_labels: Tensor | None, weight: Tensor) -> dict:
+        """Of `query` among the rows of `reference`, each times its weight."""
         ref_labels = labels if ref_labels is None else ref_labels
         if reference is not query and ref_labels is labels:
             ref_labels = labels.view_as(labels)  # of another set nothing is left out
-        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(query).dtype, using_ref=reference is not query)
         pairs = PairScores(type(self).__name__, self.distance, query, reference, labels, ref_labels)
         constants = (-pairs.sign * self.softmax_scale,)
         every, pos = pairs.statistics(Term("lse", "all", "linear", constants), Term("lse", "positive", "linear", constants))
@@ -147,7 +147,7 @@ class NCALoss(BaseMetricLossFunction):
 
 class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
     """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al. 2017,
-    with the row's own proxy in the denominator).
+    with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
 
     Args:
         num_classes: C.
@@ -170,8 +170,8 @@ class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         x = wide(embeddings)
         classes = self.proxy_labels.to(labels.device)
-        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype)
-        found = self.nca_losses(x, self.proxies.to(x), labels, classes, None if indices_tuple is None else (weight,))
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
+        found = self.nca_losses(x, self.proxies.to(x), labels, classes, weight)
         self.add_weight_regularization_to_loss_dict(found, self.proxies)
         return found
 
@@ -180,7 +180,7 @@ class ProxyAnchorLoss(ClassLoss):
     """``sum_j log(1 + sum_{i: y_i = j} exp(-alpha (S_ij - margin))) / #{classes present}``, named pos_loss, and
     ``sum_j log(1 + sum_{i: y_i != j} exp(alpha (S_ij + margin))) / C``, named neg_loss, over proxies j (Kim et al. 2020, equation 4).
 
-    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances the signs turn. Distance: Cosine. Reducer: Divisor.
+    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer: Divisor.
 
     Args:
         num_classes: C.
@@ -208,7 +208,7 @@ class ProxyAnchorLoss(ClassLoss):
         shift = None if indices_tuple is None else weight - 1
         terms = [
             Term("lse", mask, "linear", (scale, -scale * margin), "column", row=shift)
-            for mask, scale, margin in (("positive", near, self.margin), ("negative", -near, pairs.sign * self.margin))
+            for mask, scale, margin in (("positive", near, self.margin), ("negative", -near, -self.margin))
         ]
         pos, neg = pairs.statistics(*terms)
         number = {"pos_loss": (pos.count > 0).sum(), "neg_loss": self.num_classes}
@@ -391,37 +391,3 @@ class NPairsLoss(BaseMetricLossFunction):
 
     def get_default_distance(self) -> BaseDistance:
         return DotProductSimilarity()
-
-
-class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
-    """``lambda_plus mean(margin_plus - cos)`` over positive pairs below margin_plus, and ``lambda_minus mean(cos - margin_minus)`` over negative
-    pairs above margin_minus; no pairs count 0 (Zhang et al. 2024, equation 4).
-
-    Pairs with a reference set compare with its rows; pytorch-metric-learning takes embeddings of the same index. Distance: Cosine, the only one
-    allowed.
-    """
-
-    def __init__(
-        self, lambda_plus: float = 1.0, lambda_minus: float = 1.0, margin_plus: float = 0.9, margin_minus: float = 0.5, **kwargs
-    ) -> None:
-        super().__init__(**kwargs)
-        c_f.assert_distance_type(self, CosineSimilarity)
-        self.lambda_plus = lambda_plus
-        self.lambda_minus = lambda_minus
-        self.margin_plus = margin_plus
-        self.margin_minus = margin_minus
-        self.add_to_recordable_attributes(list_of_names=["lambda_plus", "lambda_minus", "margin_plus", "margin_minus"])
-
-    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple)
-        pos, neg = pairs.statistics(
-            Term("sum", "positive", "relu", (-1.0, self.margin_plus)), Term("sum", "negative", "relu", (1.0, -self.margin_minus))
-        )
-        losses = 0.0
-        for found, weight in ((pos, self.lambda_plus), (neg, self.lambda_minus)):
-            losses = losses + weight * found.value.sum() / found.count.sum().clamp(min=1)
-        return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
-
-    def get_default_distance(self) -> BaseDistance:
-        return CosineSimilarity()

@@ -1,4 +1,4 @@
-"""Losses over triplets of an anchor, a positive and a negative row."""
+"""Losses over triplets of an anchor, a positive and a negative row, and over thresholds of pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...pair import Scores, Term, pair_statistics
 from ..blocks import block_sums
-from ..distances import LpDistance
+from ..distances import BaseDistance, CosineSimilarity, LpDistance
 from ..pairing import Copies, PairScores, listed_pairs, listed_scores, listed_triplets
 from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, Sums, SumReducer, reducer_of
 from ..utils import common_functions as c_f
@@ -203,3 +203,41 @@ class AngularLoss(BaseMetricLossFunction):
         (against,) = pair_statistics(type(self).__name__, both, [Term("lse", "negative")], labels=(labels[a], ref_labels))
         losses = softplus(against.value - 2 * (1 + tangent) * (anchors * positives).sum(1))
         return {"loss": {"losses": losses, "indices": (a, p), "reduction_type": "pos_pair"}}
+
+
+class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
+    """``lambda_plus mean(margin_plus - cos)`` over positive pairs below margin_plus, and ``lambda_minus mean(cos - margin_minus)`` over negative
+    pairs above margin_minus; no pairs count 0 (Zhang et al. 2024, equation 4).
+
+    Pairs with a reference set compare with its rows; pytorch-metric-learning takes embeddings of the same index. Distance: Cosine, the only one
+    allowed.
+    """
+
+    def __init__(
+        self, lambda_plus: float = 1.0, lambda_minus: float = 1.0, margin_plus: float = 0.9, margin_minus: float = 0.5, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, CosineSimilarity)
+        self.lambda_plus = lambda_plus
+        self.lambda_minus = lambda_minus
+        self.margin_plus = margin_plus
+        self.margin_minus = margin_minus
+        self.add_to_recordable_attributes(list_of_names=["lambda_plus", "lambda_minus", "margin_plus", "margin_minus"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        if by_labels(labels, indices_tuple):
+            pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels)
+            pos, neg = pairs.statistics(
+                Term("sum", "positive", "relu", (-1.0, self.margin_plus)), Term("sum", "negative", "relu", (1.0, -self.margin_minus))
+            )
+            sums = [(found.value.sum(), found.count.sum()) for found in (pos, neg)]
+        else:
+            a1, p, a2, n = listed_pairs(indices_tuple, labels, ref_labels)
+            pos, neg = listed_scores(self.distance, embeddings, ref_emb, (a1, p), (a2, n))
+            sums = [(torch.relu(x).sum(), (x > 0).sum()) for x in (self.margin_plus - pos, neg - self.margin_minus)]
+        losses = sum(weight * total / count.clamp(min=1) for weight, (total, count) in zip((self.lambda_plus, self.lambda_minus), sums))
+        return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
