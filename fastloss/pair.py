@@ -35,13 +35,13 @@ CONSTANTS = 4  # of a functor
 MEMORY_BUDGET = 2**26  # bytes
 
 
-def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` to the last bits of float64: torch's own is x from 20 on."""
-    return F.softplus(x, threshold=40.0)
-
-
 def _affine(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
     return c[0] * s + c[1] + p + q
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``; torch's own overflows, or with its threshold cuts off what is small."""
+    return -F.logsigmoid(-x)
 
 
 def _circle(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
@@ -158,7 +158,8 @@ def unpack(settings: Settings) -> list[tuple[str, str, str, str, list[float]]]:
     ]
 
 
-def _transformed(x: Tensor, transform: str, cap: float) -> Tensor:
+def transformed(x: Tensor, transform: str, cap: float = 1.0) -> Tensor:
+    """One of :data:`TRANSFORMS` of a sum of dot product and biases."""
     if transform == "clamp":
         return torch.relu(x)
     if transform == "sqrt":
@@ -196,16 +197,27 @@ def formula(
     *params: Tensor | None,
 ) -> list[Tensor]:
     """The value and the count of every term in plain torch, of a stored matrix of scores."""
-    wide = accumulate_dtype(a.dtype)
-    x = a.to(wide)
-    y, column_bias = (x, row_bias) if b is None else (b.to(wide), column_bias)
-    with without_autocast(a.device):
-        scores = settings.scale * (x @ y.t())
-    if row_bias is not None:
-        scores = scores + row_bias.unsqueeze(1)
+    given = Scores(a, b, row_bias, column_bias, settings.scale, TRANSFORMS[settings.transform], settings.cap)
+    return _reduced(settings, score_matrix(given), row_label, column_label, codes, params)
+
+
+def score_matrix(scores: Scores) -> Tensor:
+    """The score of every pair, (N, M), in the dtype that sums are kept in."""
+    wide = accumulate_dtype(scores.a.dtype)
+    x = scores.a.to(wide)
+    y, column_bias = (x, scores.row_bias) if scores.b is None else (scores.b.to(wide), scores.column_bias)
+    with without_autocast(x.device):
+        matrix = scores.scale * (x @ y.t())
+    if scores.row_bias is not None:
+        matrix = matrix + scores.row_bias.unsqueeze(1)
     if column_bias is not None:
-        scores = scores + column_bias.unsqueeze(0)
-    scores = _transformed(scores, TRANSFORMS[settings.transform], settings.cap)
+        matrix = matrix + column_bias.unsqueeze(0)
+    return transformed(matrix, scores.transform, scores.cap)
+
+
+def _reduced(settings: Settings, scores: Tensor, row_label, column_label, codes, params) -> list[Tensor]:
+    """The value and the count of every term, of the scores of all pairs."""
+    wide = scores.dtype
     masks = _masks(settings, scores.shape, scores, row_label, column_label, codes)
     found = []
     for k, (functor, reduce, mask, side, constants) in enumerate(unpack(settings)):
@@ -341,13 +353,7 @@ def pair_statistics(
     """
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
-    numbers, constants, params = [], [], []
-    for term in terms:
-        side = term.side == "column"
-        numbers += [_NAMES.index(term.functor), REDUCES.index(term.reduce), MASKS.index(term.mask), int(side)]
-        constants += [float(c) for c in term.constants] + [0.0] * (CONSTANTS - len(term.constants))
-        params += [term.row, term.column]
-    settings = Settings(skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap), numbers, constants)
+    settings, params = _settings(terms, skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap))
     row_label = column_label = None
     if labels is not None and codes is None:
         row_label, column_label = dense_labels(*labels, accumulate_dtype(scores.a.dtype))
@@ -359,6 +365,31 @@ def pair_statistics(
     else:
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
         found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
+    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+
+
+def _settings(terms: Sequence[Term], skip: int | None, *scores: object) -> tuple[Settings, list[Tensor | None]]:
+    """What operators take for the terms, and the terms' parameters."""
+    numbers, constants, params = [], [], []
+    for term in terms:
+        side = term.side == "column"
+        numbers += [_NAMES.index(term.functor), REDUCES.index(term.reduce), MASKS.index(term.mask), int(side)]
+        constants += [float(c) for c in term.constants] + [0.0] * (CONSTANTS - len(term.constants))
+        params += [term.row, term.column]
+    return Settings(skip, *scores, numbers, constants), params
+
+
+def matrix_statistics(
+    scores: Tensor,
+    terms: Sequence[Term],
+    labels: tuple[Tensor, Tensor | None] | None = None,
+    codes: Tensor | None = None,
+    skip: int | None = None,
+) -> list[Statistic]:
+    """Statistics over pairs whose scores are a matrix (N, M) already; otherwise as :func:`pair_statistics`, in plain torch."""
+    settings, params = _settings(terms, skip, 1.0, 0, 1.0)
+    rows, columns = (None, None) if labels is None else labels
+    found = _reduced(settings, scores, rows, columns, codes, params)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 

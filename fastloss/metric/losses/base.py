@@ -1,0 +1,134 @@
+"""The protocol of losses: ``loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)``, named losses, reducers and regularizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..modules import ModuleWithReducerAndDistance
+from ..reducers import reducer_of
+from ..utils import common_functions as c_f
+
+
+class BaseMetricLossFunction(ModuleWithReducerAndDistance):
+    """The base of losses. A subclass has ``compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)``, which gives a dictionary
+    ``{name: {"losses", "indices", "reduction_type"}}``, and ``_sub_loss_names()`` for the names if there is not just ``"loss"``.
+
+    A loss computes in float32 (in float64 of float64 embeddings), whatever autocast says, and rounds the result to the embeddings' dtype; under
+    autocast it stays float32.
+
+    Args:
+        embedding_regularizer: a regularizer of the embeddings, or None.
+        embedding_reg_weight: what its value is multiplied with before it is added.
+        reducer: None for the loss's default, mostly :class:`~fastloss.metric.reducers.MeanReducer`.
+        distance: None for the loss's default, mostly :class:`~fastloss.metric.distances.LpDistance`.
+        collect_stats: whether to compute records that cost time.
+
+    Raises:
+        ValueError: labels that are not one for each row, or missing ones.
+
+    Example:
+        >>> import torch
+        >>> from fastloss.metric import losses, miners
+        >>> embeddings, labels = torch.randn(8, 4), torch.arange(8) // 2
+        >>> pairs = miners.MultiSimilarityMiner()(embeddings, labels)
+        >>> loss = losses.MultiSimilarityLoss()(embeddings, labels, pairs)
+    """
+
+    def __init__(self, embedding_regularizer=None, embedding_reg_weight: float = 1, **kwargs) -> None:
+        self.has_embedding_regularizer = embedding_regularizer is not None
+        super().__init__(**kwargs)
+        self.embedding_regularizer = embedding_regularizer
+        self.embedding_reg_weight = embedding_reg_weight
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, indices_tuple=None, ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        c_f.check_shapes(embeddings, labels)
+        if labels is not None:
+            labels = c_f.to_device(labels, embeddings) if labels.device != embeddings.device else labels
+        ref_emb, ref_labels = c_f.set_ref_emb(embeddings, labels, ref_emb, ref_labels)
+        device = embeddings.device.type
+        mixed = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False):
+            loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+            total = self.reducer(loss_dict, embeddings, labels)
+        rounds = torch.is_tensor(total) and embeddings.is_floating_point() and not mixed
+        return total.to(embeddings.dtype) if rounds else total
+
+    def compute_loss(self, embeddings: Tensor, labels: Tensor | None, indices_tuple, ref_emb: Tensor, ref_labels: Tensor | None) -> dict:
+        raise NotImplementedError(f"{type(self).__name__} has no compute_loss")
+
+    def _sub_loss_names(self) -> list[str]:
+        return ["loss"]
+
+    def sub_loss_names(self) -> list[str]:
+        """The names of the losses that are added up, with those of regularizers."""
+        return self._sub_loss_names() + self.all_regularization_loss_names()
+
+    def all_regularization_loss_names(self) -> list[str]:
+        return ["embedding_reg_loss"] if self.has_embedding_regularizer else []
+
+    def zero_loss(self) -> dict:
+        """What says that there are no losses."""
+        return {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
+
+    def zero_losses(self) -> dict[str, dict]:
+        """The same for each name."""
+        return {name: self.zero_loss() for name in self.sub_loss_names()}
+
+    def add_embedding_regularization_to_loss_dict(self, loss_dict: dict, embeddings: Tensor) -> None:
+        if self.embedding_regularizer is not None:
+            loss_dict["embedding_reg_loss"] = self.embedding_regularization_loss(embeddings)
+
+    def embedding_regularization_loss(self, embeddings: Tensor) -> dict:
+        losses = self.embedding_regularizer(embeddings) * self.embedding_reg_weight
+        return {"losses": losses, "indices": None, "reduction_type": "already_reduced"}
+
+    def takes_sums(self) -> bool:
+        """Whether the reducers of all losses are content with sums, so that nothing has to be listed."""
+        return all(reducer_of(self.reducer, name).takes_sums() for name in self._sub_loss_names())
+
+    def elements(self, losses: Tensor, name: str = "loss") -> dict[str, dict]:
+        """One loss for each row."""
+        return {name: {"losses": losses, "indices": c_f.torch_arange_from_size(losses), "reduction_type": "element"}}
+
+
+class WeightRegularizerMixin:
+    """Losses with a matrix of weights.
+
+    Args:
+        weight_regularizer: a regularizer of the weights (a row for each class or centre), or None.
+        weight_reg_weight: what its value is multiplied with before it is added.
+        weight_init_func: fills the weights, called with the tensor; None for the loss's default.
+    """
+
+    def __init__(
+        self, weight_regularizer=None, weight_reg_weight: float = 1, weight_init_func: Callable[[Tensor], object] | None = None, **kwargs
+    ) -> None:
+        self.has_weight_regularizer = weight_regularizer is not None
+        super().__init__(**kwargs)
+        self.weight_regularizer = weight_regularizer
+        self.weight_reg_weight = weight_reg_weight
+        self.weight_init_func = self.get_default_weight_init_func() if weight_init_func is None else weight_init_func
+
+    def get_default_weight_init_func(self) -> Callable[[Tensor], object]:
+        return c_f.TorchInitWrapper(torch.nn.init.normal_)
+
+    def new_weights(self, *shape: int) -> torch.nn.Parameter:
+        """A parameter that ``weight_init_func`` has filled."""
+        weights = torch.nn.Parameter(torch.empty(*shape))
+        self.weight_init_func(weights)
+        return weights
+
+    def all_regularization_loss_names(self) -> list[str]:
+        return super().all_regularization_loss_names() + (["weight_reg_loss"] if self.has_weight_regularizer else [])
+
+    def add_weight_regularization_to_loss_dict(self, loss_dict: dict, weights: Tensor) -> None:
+        if self.weight_regularizer is not None:
+            losses = self.weight_regularizer(weights) * self.weight_reg_weight
+            loss_dict["weight_reg_loss"] = {"losses": losses, "indices": None, "reduction_type": "already_reduced"}

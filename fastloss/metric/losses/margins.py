@@ -1,0 +1,216 @@
+"""Softmax losses whose target logit keeps a margin. c_ij is the cosine of row i and class j's weights, t_i = c_{i, y_i}, theta its angle."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...pair import Scores, Term, pair_statistics
+from ..distances import BaseDistance, CosineSimilarity
+from ..utils import common_functions as c_f
+from .pairs import softplus
+from .proxies import ClassLoss, wide
+
+
+class LargeMarginSoftmaxLoss(ClassLoss):
+    """Cross-entropy of logits ``scale |x_i| |W_j| c_ij`` with ``(-1)^k cos(margin theta) - 2 k`` in t's place, k = floor(margin theta / pi)
+    (Liu et al. 2016, equation 6).
+
+    The softmax is over the log-sum-exp of the other classes, which the pair engine gives without a matrix of logits. Distance: Cosine, the only
+    one allowed. Reducer: Mean.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        margin: a whole number.
+        scale: of the logits.
+
+    Attributes:
+        W: (D, C), from the normal distribution.
+    """
+
+    normalizes_rows = False
+    normalizes_weights = False
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, CosineSimilarity)
+        self.margin = margin
+        self.num_classes = num_classes
+        self.scale = scale
+        self.init_margin()
+        self.W = self.new_weights(embedding_size, num_classes * self.columns_per_class())
+        self.add_to_recordable_attributes(list_of_names=["num_classes", "margin", "scale"])
+
+    def init_margin(self) -> None:
+        """Bring the margin into the form that the formula takes."""
+        if int(self.margin) != self.margin or self.margin < 1:
+            raise ValueError(f"{type(self).__name__}: margin must be a whole number of at least 1, got {self.margin}")
+        self.margin = int(self.margin)
+
+    def columns_per_class(self) -> int:
+        return 1
+
+    def target_cosine(self, t: Tensor) -> Tensor:
+        """What stands in the place of the target's cosine."""
+        before, value = torch.ones_like(t), t  # Chebyshev polynomials: cos(m theta) of cos(theta)
+        for _ in range(self.margin - 1):
+            before, value = value, 2 * t * value - before
+        k = torch.floor(self.margin * torch.acos(t.detach().clamp(-1, 1)) / math.pi)
+        return (1 - 2 * (k % 2)) * value - 2 * k
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.with_regularizer(self.elements(self.row_losses(wide(embeddings), labels) * weight), self.W.t())
+
+    def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        """(N,), from rows in the dtype that sums are kept in."""
+        w = self.as_rows(self.W, x)
+        direction, unit = F.normalize(x, dim=1), F.normalize(w, dim=1)
+        a, b = direction if self.normalizes_rows else x, unit if self.normalizes_weights else w
+        classes = torch.arange(self.num_classes, device=labels.device)
+        (others,) = pair_statistics(
+            type(self).__name__, Scores(a, b), [Term("lse", "negative", "linear", (self.scale,))], labels=(labels, classes)
+        )
+        target = self.scale * self.target_cosine((direction * unit[labels]).sum(1))
+        if not self.normalizes_rows:
+            target = target * x.norm(dim=1)
+        if not self.normalizes_weights:
+            target = target * w.norm(dim=1)[labels]
+        return softplus(others.value - target)
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """(N, C), without margin."""
+        x = wide(embeddings)
+        w = self.as_rows(self.W, x)
+        a = F.normalize(x, dim=1) if self.normalizes_rows else x
+        return self.scale * (a @ (F.normalize(w, dim=1) if self.normalizes_weights else w).t())
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
+
+
+class SphereFaceLoss(LargeMarginSoftmaxLoss):
+    """:class:`LargeMarginSoftmaxLoss` with weights of norm 1: logits ``scale |x_i| c_ij`` (Liu et al. 2017, equation 7)."""
+
+    normalizes_weights = True
+
+
+class CosFaceLoss(LargeMarginSoftmaxLoss):
+    """Cross-entropy of logits ``scale c_ij`` with ``t - margin`` in t's place (Wang et al. 2018, equation 4).
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        margin: of the cosine.
+        scale: of the logits.
+    """
+
+    normalizes_rows = normalizes_weights = True
+
+    def __init__(self, *args, margin: float = 0.35, scale: float = 64, **kwargs) -> None:
+        super().__init__(*args, margin=margin, scale=scale, **kwargs)
+
+    def init_margin(self) -> None:
+        pass
+
+    def target_cosine(self, t: Tensor) -> Tensor:
+        return t - self.margin
+
+
+class ArcFaceLoss(LargeMarginSoftmaxLoss):
+    """Cross-entropy of logits ``scale c_ij`` with ``cos(theta + m)`` in t's place, beyond theta = pi - m with ``t - m sin(m)``
+    (Deng et al. 2019, equation 3).
+
+    cos(theta + m) is computed as t cos(m) - sqrt(1 - t^2) sin(m), with the root held at t = 1 and -1, where pytorch-metric-learning's gradients
+    are NaN.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        margin: m in degrees.
+        scale: of the logits.
+    """
+
+    normalizes_rows = normalizes_weights = True
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: float = 28.6, scale: float = 64, **kwargs) -> None:
+        super().__init__(num_classes, embedding_size, margin=margin, scale=scale, **kwargs)
+
+    def init_margin(self) -> None:
+        self.margin = math.radians(self.margin)
+
+    def target_cosine(self, t: Tensor) -> Tensor:
+        inside = t.abs() < 1
+        safe = torch.where(inside, t, 0.0)
+        sine = torch.where(inside, torch.sqrt((1 - safe) * (1 + safe)), 0.0)
+        turned = t * math.cos(self.margin) - sine * math.sin(self.margin)
+        return torch.where(t >= -math.cos(self.margin), turned, t - self.margin * math.sin(self.margin))
+
+
+class SubCenterArcFaceLoss(ArcFaceLoss):
+    """:class:`ArcFaceLoss` with several centres a class, of which the nearest counts (Deng et al. 2020).
+
+    Args:
+        num_classes: C; by name.
+        embedding_size: D; by name.
+        margin: in degrees.
+        scale: of the logits.
+        sub_centers: K.
+
+    Attributes:
+        W: (D, C K), the centres of a class side by side.
+    """
+
+    def __init__(
+        self, *, num_classes: int, embedding_size: int, margin: float = 28.6, scale: float = 64, sub_centers: int = 3, **kwargs
+    ) -> None:
+        self.sub_centers = sub_centers
+        super().__init__(num_classes=num_classes, embedding_size=embedding_size, margin=margin, scale=scale, **kwargs)
+
+    def columns_per_class(self) -> int:
+        return self.sub_centers
+
+    def _cosines(self, x: Tensor) -> Tensor:
+        """(N, C, K)."""
+        to_centers = F.normalize(x, dim=1) @ F.normalize(self.as_rows(self.W, x), dim=1).t()
+        return to_centers.unflatten(1, (self.num_classes, self.sub_centers))
+
+    def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        cosines = self._cosines(x).amax(2)
+        labels = labels.unsqueeze(1)
+        return F.cross_entropy(
+            self.scale * cosines.scatter(1, labels, self.target_cosine(cosines.gather(1, labels))), labels.squeeze(1), reduction="none"
+        )
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        return self.scale * self._cosines(wide(embeddings)).amax(2)
+
+    def get_outliers(
+        self, embeddings: Tensor, labels: Tensor, threshold: float = 75, return_dominant_centers: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Rows farther from their class's dominant centre than an angle.
+
+        Args:
+            embeddings: (N, D).
+            labels: (N,).
+            threshold: in degrees.
+            return_dominant_centers: as in pytorch-metric-learning 2.9.0 the centres come in any case.
+
+        Returns:
+            Indices of the outliers, and the dominant centres (D, C): of each class the one that is nearest to most of its rows.
+        """
+        with torch.no_grad():
+            x = wide(embeddings)
+            everyone = torch.arange(len(labels), device=labels.device)
+            cosines = self._cosines(x)[everyone, labels]
+            nearest = cosines.argmax(1)
+            votes = torch.zeros(self.num_classes, self.sub_centers, device=labels.device)
+            votes.index_put_((labels, nearest), votes.new_ones(()), accumulate=True)
+            dominant = votes.argmax(1)
+            far = cosines[everyone, dominant[labels]].clamp(-1, 1).acos() > math.radians(threshold)
+            columns = torch.arange(self.num_classes, device=labels.device) * self.sub_centers + dominant
+            return far.nonzero(as_tuple=True)[0], self.W.detach()[:, columns.to(self.W.device)]

@@ -1,0 +1,393 @@
+"""Losses over classes, centres or proxies of classes, and neighbourhood components, whose softmax is over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...pair import Term, pair_statistics, score_matrix
+from ..distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
+from ..pairing import PairScores, listed_scores
+from ..reducers import BaseReducer, DivisorReducer, Sums
+from ..utils import common_functions as c_f
+from ..utils import loss_and_miner_utils as lmu
+from .base import BaseMetricLossFunction, WeightRegularizerMixin
+from .pairs import softplus
+
+
+def wide(x: Tensor) -> Tensor:
+    """In the dtype that sums are kept in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def softmax_losses(pairs: PairScores, target: Tensor, scale: float) -> Tensor:
+    """Cross-entropies of rows whose negative pairs have the logits ``scale * S`` and whose one positive one has the logit `target`."""
+    (others,) = pairs.statistics(Term("lse", "negative", "linear", (scale,)))
+    return softplus(others.value - target)
+
+
+class ClassLoss(WeightRegularizerMixin, BaseMetricLossFunction):
+    """The base of losses that compare rows with weights of classes; without indices each row counts alike, else as often as it is listed.
+
+    Labels are class numbers. References are not supported. Weights keep their dtype and device, whatever the embeddings have.
+    """
+
+    def checked_weights(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> Tensor:
+        """How much each row counts."""
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        return lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype)
+
+    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Move the module; losses themselves work with weights of any dtype."""
+        self.to(device=device, dtype=dtype)
+
+    def class_scores(self, embeddings: Tensor, weights: Tensor, labels: Tensor) -> PairScores:
+        """Scores of the rows (N, D) and the weights (C, D) of classes."""
+        classes = torch.arange(len(weights), device=labels.device)
+        return PairScores(type(self).__name__, self.distance, embeddings, weights, labels, classes)
+
+    def as_rows(self, weights: Tensor, embeddings: Tensor) -> Tensor:
+        """Weights (D, C) as rows of the embeddings' dtype and device."""
+        return weights.t().to(device=embeddings.device, dtype=embeddings.dtype)
+
+    def target_scores(self, embeddings: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
+        """The score of each row with the weights of its class."""
+        everyone = torch.arange(len(labels), device=labels.device)
+        return listed_scores(self.distance, embeddings, weights, (everyone, labels))[0]
+
+    def with_regularizer(self, loss_dict: dict, weights: Tensor) -> dict:
+        """With the loss of the weights, given as rows."""
+        self.add_weight_regularization_to_loss_dict(loss_dict, weights)
+        return loss_dict
+
+
+class NormalizedSoftmaxLoss(ClassLoss):
+    """Cross-entropy of logits ``cos(x_i, W_j) / temperature`` (Zhai and Wu 2019); of distances ``-S_ij / temperature`` of normalised W.
+
+    Distance: DotProduct, which normalises. Reducer: Mean.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        temperature: divides the scores.
+
+    Attributes:
+        W: (D, C), from the normal distribution.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, temperature: float = 0.05, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+        self.num_classes = num_classes
+        self.embedding_size = embedding_size
+        self.W = self.new_weights(embedding_size, num_classes)
+        self.add_to_recordable_attributes(list_of_names=["embedding_size", "num_classes", "temperature"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        x = wide(embeddings)
+        rows = F.normalize(self.as_rows(self.W, x), dim=1)
+        scale = (1.0 if self.distance.is_inverted else -1.0) / self.temperature
+        losses = softmax_losses(self.class_scores(x, rows, labels), scale * self.target_scores(x, rows, labels), scale)
+        return self.with_regularizer(self.elements(losses * weight), self.W.t())
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """(N, C)."""
+        x = wide(embeddings)
+        scale = (1.0 if self.distance.is_inverted else -1.0) / self.temperature
+        return scale * self.distance(x, F.normalize(self.as_rows(self.W, x), dim=1))
+
+    def get_default_distance(self) -> BaseDistance:
+        return DotProductSimilarity()
+
+
+class NCALoss(BaseMetricLossFunction):
+    """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives are
+    left out, and of no rows the mean is NaN.
+
+    Rows whose probability underflows keep their loss, where pytorch-metric-learning leaves them out. Listed pairs only weigh rows.
+    Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean.
+    """
+
+    def __init__(self, softmax_scale: float = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.softmax_scale = softmax_scale
+        self.add_to_recordable_attributes(list_of_names=["softmax_scale"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_required(labels)
+        if len(embeddings) <= 1:
+            return self.zero_losses()
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype, using_ref=ref_emb is not embeddings)
+        return self.nca_losses(embeddings, ref_emb, labels, ref_labels, weight)
+
+    def nca_losses(self, query: Tensor, reference: Tensor, labels: Tensor, ref_labels: Tensor | None, weight: Tensor) -> dict:
+        """Of `query` among the rows of `reference`, each times its weight."""
+        ref_labels = labels if ref_labels is None else ref_labels
+        if reference is not query and ref_labels is labels:
+            ref_labels = labels.view_as(labels)  # of another set nothing is left out
+        pairs = PairScores(type(self).__name__, self.distance, query, reference, labels, ref_labels)
+        constants = (-pairs.sign * self.softmax_scale,)
+        every, pos = pairs.statistics(Term("lse", "all", "linear", constants), Term("lse", "positive", "linear", constants))
+        kept = pos.count > 0
+        losses = torch.where(kept, every.value - torch.where(kept, pos.value, 0.0), 0.0) * weight
+        if self.takes_sums():
+            sums = Sums(losses.sum(), kept.sum(), (losses > 0).sum())
+            return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
+        (rows,) = kept.nonzero(as_tuple=True)
+        return {"loss": {"losses": losses[rows], "indices": rows, "reduction_type": "element"}}
+
+    def get_default_distance(self) -> BaseDistance:
+        return LpDistance(power=2)
+
+
+class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
+    """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al. 2017,
+    with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        softmax_scale: of the scores.
+
+    Attributes:
+        proxies: (C, D), from the normal distribution.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.proxies = self.new_weights(num_classes, embedding_size)
+        self.proxy_labels = torch.arange(num_classes)
+        self.add_to_recordable_attributes(list_of_names=["num_classes"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        x = wide(embeddings)
+        classes = self.proxy_labels.to(labels.device)
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
+        found = self.nca_losses(x, self.proxies.to(x), labels, classes, weight)
+        self.add_weight_regularization_to_loss_dict(found, self.proxies)
+        return found
+
+
+class ProxyAnchorLoss(ClassLoss):
+    """``sum_j log(1 + sum_{i: y_i = j} exp(-alpha (S_ij - margin))) / #{classes present}``, named pos_loss, and
+    ``sum_j log(1 + sum_{i: y_i != j} exp(alpha (S_ij + margin))) / C``, named neg_loss, over proxies j (Kim et al. 2020, equation 4).
+
+    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer: Divisor.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        margin: of the similarity.
+        alpha: scale of the similarity.
+
+    Attributes:
+        proxies: (C, D), He's initialisation over the outputs.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.1, alpha: float = 32, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.margin = margin
+        self.alpha = alpha
+        self.proxies = self.new_weights(num_classes, embedding_size)
+        self.add_to_recordable_attributes(list_of_names=["num_classes", "alpha", "margin"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        x = wide(embeddings)
+        pairs = self.class_scores(x, self.proxies.to(x), labels)
+        near = pairs.sign * self.alpha
+        shift = None if indices_tuple is None else weight - 1
+        terms = [
+            Term("lse", mask, "linear", (scale, -scale * margin), "column", row=shift)
+            for mask, scale, margin in (("positive", near, self.margin), ("negative", -near, -self.margin))
+        ]
+        pos, neg = pairs.statistics(*terms)
+        number = {"pos_loss": (pos.count > 0).sum(), "neg_loss": self.num_classes}
+        found = {
+            name: {"losses": softplus(of.value), "indices": c_f.torch_arange_from_size(of.value), "reduction_type": "element",
+                   "divisor": number[name]}
+            for name, of in (("pos_loss", pos), ("neg_loss", neg))
+        }
+        return self.with_regularizer(found, self.proxies)
+
+    def get_default_reducer(self) -> BaseReducer:
+        return DivisorReducer()
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
+
+    def get_default_weight_init_func(self) -> Callable[[Tensor], object]:
+        return c_f.TorchInitWrapper(torch.nn.init.kaiming_normal_, mode="fan_out")
+
+    def _sub_loss_names(self) -> list[str]:
+        return ["pos_loss", "neg_loss"]
+
+
+class SoftTripleLoss(ClassLoss):
+    """Cross-entropy of logits ``la (a_ic - margin [c = y_i])``, ``a_ic = sum_k softmax_k(S_ick / gamma) S_ick`` over the centres k of a class
+    (Qian et al. 2019, equation 7).
+
+    Distance: Cosine, or any other similarity. Reducer: Mean.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        centers_per_class: K.
+        la: scale of the logits.
+        gamma: temperature among the centres of a class.
+        margin: taken from the target's score.
+
+    Attributes:
+        fc: (D, C K), the centres of a class side by side, He's uniform initialisation.
+    """
+
+    def __init__(
+        self, num_classes: int, embedding_size: int, centers_per_class: int = 10, la: float = 20, gamma: float = 0.1, margin: float = 0.01,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not self.distance.is_inverted:
+            raise AssertionError(f"SoftTripleLoss requires a similarity as distance, got {type(self.distance).__name__}")
+        self.la = la
+        self.gamma = 1.0 / gamma
+        self.margin = margin
+        self.num_classes = num_classes
+        self.embedding_size = embedding_size
+        self.centers_per_class = centers_per_class
+        self.fc = self.new_weights(embedding_size, num_classes * centers_per_class)
+        self.add_to_recordable_attributes(
+            list_of_names=["la", "gamma", "margin", "num_classes", "centers_per_class", "embedding_size"]
+        )
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        similarity = self._similarity(embeddings)
+        shift = F.one_hot(labels, self.num_classes) * self.margin
+        losses = F.cross_entropy(self.la * (similarity - shift), labels, reduction="none") * weight
+        return self.with_regularizer(self.elements(losses), self.fc.t())
+
+    def _similarity(self, embeddings: Tensor) -> Tensor:
+        x = wide(embeddings)
+        to_centers = self.distance(x, self.as_rows(self.fc, x)).unflatten(1, (self.num_classes, self.centers_per_class))
+        return (F.softmax(to_centers * self.gamma, dim=2) * to_centers).sum(2)
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """(N, C), without margin."""
+        return self._similarity(embeddings)
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
+
+    def get_default_weight_init_func(self) -> Callable[[Tensor], object]:
+        return c_f.TorchInitWrapper(torch.nn.init.kaiming_uniform_, a=5**0.5)
+
+
+class P2SGradLoss(BaseMetricLossFunction):
+    """Mean over rows and classes of ``(cos(x_i, w_j) - [j = y_i])^2`` (Zhang et al. 2019, as in Wang and Yamagishi 2021).
+
+    The weights are normalised in the formula, not in place; a row of zeros has the cosine 0, where pytorch-metric-learning gives NaN. Labels
+    are (N,) class numbers, or (N, 1). Distance: Cosine, the only one allowed.
+
+    Args:
+        descriptors_dim: D.
+        num_classes: C.
+
+    Attributes:
+        weight: (D, C), uniform in (-1, 1), then of norm 1.
+    """
+
+    def __init__(self, descriptors_dim: int, num_classes: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, CosineSimilarity)
+        self.descriptors_dim = descriptors_dim
+        self.num_classes = num_classes
+        self.weight = torch.nn.Parameter(F.normalize(torch.empty(descriptors_dim, num_classes).uniform_(-1, 1), dim=0))
+        self.add_to_recordable_attributes(list_of_names=["descriptors_dim", "num_classes"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_required(labels)
+        c_f.indices_tuple_not_supported(indices_tuple)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        x = wide(embeddings)
+        scores = self.distance.scores(x, self.weight.t().to(x))
+        classes = torch.arange(self.num_classes, device=labels.device)
+        above, below = pair_statistics(
+            type(self).__name__, scores, [Term("sum", "negative", "square"), Term("sum", "negative", "square", (-1.0,))],
+            labels=(labels, classes),
+        )
+        target = (scores.a * scores.b[labels]).sum(1)
+        total = above.value.sum() + below.value.sum() + (target - 1).square().sum()
+        losses = total / (len(x) * self.num_classes)
+        return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
+
+
+class InstanceLoss(BaseMetricLossFunction):
+    """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of the
+    same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
+
+    pytorch-metric-learning takes for a target the row whose index is the label's rank among the labels of the batch; the same where each row
+    has its own label, in order. Distance: Cosine, the only one allowed. Reducer: Mean.
+
+    Args:
+        gamma: scale of the cosine.
+    """
+
+    def __init__(self, gamma: float = 64, **kwargs) -> None:
+        super().__init__(**kwargs)
+        c_f.assert_distance_type(self, CosineSimilarity)
+        self.gamma = gamma
+        self.add_to_recordable_attributes(list_of_names=["gamma"])
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_required(labels)
+        c_f.indices_tuple_not_supported(indices_tuple)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        ordered, order = labels.sort(stable=True)
+        first = order[torch.searchsorted(ordered, labels)] if len(labels) else order
+        scores = self.distance.scores(embeddings, None)
+        (every,) = pair_statistics(type(self).__name__, scores, [Term("lse", "all", "linear", (self.gamma,))])
+        return self.elements(every.value - self.gamma * (scores.a * scores.a[first]).sum(1))
+
+    def get_default_distance(self) -> BaseDistance:
+        return CosineSimilarity()
+
+
+class NPairsLoss(BaseMetricLossFunction):
+    """Cross-entropy of the logits ``S(a_k, p_l)``, target k, over the first positive pair (a_k, p_k) of each label (Sohn 2016).
+
+    Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there are.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.add_to_recordable_attributes(name="num_pairs", is_stat=True)
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        a, p = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
+        if self.collect_stats:
+            self.num_pairs = len(a)
+        if len(a) == 0:
+            return self.zero_losses()
+        anchors, positives = embeddings[a], embeddings[p]
+        number = torch.arange(len(a), device=labels.device)
+        pairs = PairScores(type(self).__name__, self.distance, anchors, positives, number, number.clone())
+        (own,) = listed_scores(self.distance, anchors, positives, (number, number))
+        losses = softmax_losses(pairs, -pairs.sign * own, -pairs.sign)
+        return {"loss": {"losses": losses, "indices": a, "reduction_type": "element"}}
+
+    def get_default_distance(self) -> BaseDistance:
+        return DotProductSimilarity()
