@@ -395,8 +395,8 @@ def test_no_score_matrix_is_stored():
 
     for count in (64, 256):
         x, y = (torch.randn(count, 4, requires_grad=True) for _ in range(2))
-        for function in (ours.info_nce_loss, ours.nt_xent_loss, lambda a, b: ours.clip_loss(a, b, 10.0),
-                         lambda a, b: ours.siglip_loss(a, b, 10.0, -10.0), ours.dcl_loss):
+        for function in (ours.info_nce_loss, ours.nt_xent_loss, lambda a, b, **k: ours.clip_loss(a, b, 10.0, **k),
+                         lambda a, b, **k: ours.siglip_loss(a, b, 10.0, -10.0, **k), ours.dcl_loss):
             sizes: list[int] = []
             with saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
                 function(x, y, backend="cpu")
