@@ -55,6 +55,10 @@ TASKS = (
          sides=("one-hot target, plain torch", "fastloss.nn.DiceCeLoss")),
     Task("focal scenes", "digits in scenes, Dice and focal", 150, tolerance=1e-2, learned=0.5,
          sides=("one-hot target, plain torch", "fastloss.nn.DiceFocalLoss")),
+    Task("views", "two views of a digit, InfoNCE", 150, tolerance=1e-2, learned=0.8,
+         sides=("matrix of scores, plain torch", "fastloss.functional.info_nce_loss")),
+    Task("triplets", "digits of one class, all triplets", 150, tolerance=1e-2, learned=0.8,
+         sides=("cube of triplets, plain torch", "fastloss.metric.losses.TripletMarginLoss")),
 )
 
 
@@ -89,7 +93,7 @@ def prepare(folder: Path) -> dict[str, Path]:
     digits = load_digits()
     paths = {task.model: folder / f"{task.model}.npz" for task in TASKS}
     numpy.savez(paths["words"], text=text, vocabulary=vocabulary)
-    for model in ("digits", "scenes", "focal scenes"):
+    for model in [model for model in paths if model != "words"]:
         numpy.savez(paths[model], images=digits.images, labels=digits.target)
     return paths
 
@@ -139,6 +143,8 @@ def judge(task: Task, runs: dict[str, Run], full: bool) -> list[str]:
 def _score(summary: dict[str, float]) -> str:
     if "iou" in summary:
         return f"mean IoU {summary['iou']:.3f}"
+    if "retrieved" in summary:
+        return f"{100 * summary['retrieved']:.1f} % of nearest alike"
     if "accuracy" in summary:
         return f"{100 * summary['accuracy']:.1f} % right"
     return f"perplexity {summary['perplexity']:.1f}"
@@ -213,12 +219,13 @@ def _masks(axes: list[Axes], masks: dict[str, numpy.ndarray]) -> None:
 def picture(results: dict[Task, dict[str, Run]], masks: dict[str, numpy.ndarray], path: Path) -> None:
     """Draw curves, their difference, costs, and masks that the models of the scenes predict."""
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}):
-        figure = Figure(figsize=(20, 9), layout="constrained")
-        grid = figure.add_gridspec(3, 5, height_ratios=(2.4, 1, 1.3), width_ratios=(1.2, 1.2, 1.2, 1.2, 1))
+        tasks = len(results)
+        figure = Figure(figsize=(4 * (tasks + 1), 9), layout="constrained")
+        grid = figure.add_gridspec(3, tasks + 1, height_ratios=(2.4, 1, 1.3), width_ratios=[1.2] * tasks + [1])
         for column, (task, runs) in enumerate(results.items()):
             top = figure.add_subplot(grid[0, column])
             _curves(top, figure.add_subplot(grid[1, column], sharex=top), task, runs)
-        costs = grid[:, 4].subgridspec(4, 1)
+        costs = grid[:, tasks].subgridspec(4, 1)
         for row, (name, runs) in enumerate({"language model": results[TASKS[0]], "scenes": results[TASKS[2]]}.items()):
 
             def a_step(key: str, runs: dict[str, Run] = runs) -> dict[str, float]:

@@ -19,12 +19,16 @@ import torch
 from torch import Tensor, nn
 
 import fastloss
+from fastloss.metric.losses import TripletMarginLoss
 
 CONTEXT = 8  # words that the language model sees before the one it predicts
 WIDTH = 64
 BATCH_WORDS = 1536
 BATCH_DIGITS = 64
 BATCH_SCENES = 16
+BATCH_PAIRS = 192
+TEMPERATURE = 0.1
+MARGIN = 0.2
 HELD_OUT = 0.1
 SCENE = 48  # pixels across
 CLASSES = 11  # of a scene's pixels: background, and ten digits
@@ -145,6 +149,72 @@ class Scenes:
         return {"iou": torch.stack(shared).mean().item()}
 
 
+class Retrieval:
+    """scikit-learn's digits as vectors, near to each other for digits of one class; a tenth is held out."""
+
+    views = 1  # of each digit in a batch: itself, or altered ones
+
+    def __init__(self, data: Path) -> None:
+        torch.set_num_threads(1)
+        stored = numpy.load(data)
+        images, labels = torch.from_numpy(stored["images"]).unsqueeze(1).float() / 16, torch.from_numpy(stored["labels"]).long()
+        order = torch.randperm(len(images))
+        self.images, self.labels = images[order], labels[order]
+        self.split = int(len(images) * (1 - HELD_OUT))
+        self.model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 32),
+        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            for places in torch.randperm(self.split).split(BATCH_PAIRS):
+                images = [self.images[places] if self.views == 1 else self._altered(self.images[places]) for _ in range(self.views)]
+                yield torch.cat(images), self.labels[places].repeat(self.views)
+
+    @staticmethod
+    def _altered(images: Tensor) -> Tensor:
+        """Moved by a pixel or not, fainter or not, and noisy."""
+        moved = torch.roll(images, (int(torch.randint(-1, 2, ())), int(torch.randint(-1, 2, ()))), (2, 3))
+        return moved * (0.7 + 0.6 * torch.rand(len(images), 1, 1, 1)) + 0.15 * torch.randn_like(images)
+
+    def score(self) -> dict[str, float]:
+        """How many held-out digits have the class of their nearest neighbour among the others."""
+        vectors = nn.functional.normalize(self.model(self.images))
+        nearest = (vectors[self.split :] @ vectors[: self.split].t()).argmax(1)
+        return {"retrieved": (self.labels[: self.split][nearest] == self.labels[self.split :]).float().mean().item()}
+
+
+class Views(Retrieval):
+    """The same from two altered views of each digit, without a look at its class."""
+
+    views = 2
+
+
+def info_nce_in_torch(vectors: Tensor, _: Tensor) -> Tensor:
+    """InfoNCE of the first half against the second, from the matrix of all scores."""
+    one, other = nn.functional.normalize(vectors).chunk(2)
+    scores = one @ other.t() / TEMPERATURE
+    return nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def info_nce(vectors: Tensor, _: Tensor) -> Tensor:
+    """The same by fastloss."""
+    return fastloss.functional.info_nce_loss(*vectors.chunk(2), temperature=TEMPERATURE)
+
+
+def triplets_in_torch(vectors: Tensor, labels: Tensor) -> Tensor:
+    """The mean of all triplets that violate the margin, from the cube of all triplets."""
+    vectors = nn.functional.normalize(vectors)
+    distance = torch.cdist(vectors, vectors)
+    same = labels.unsqueeze(1) == labels.unsqueeze(0)
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+    triplet = positive.unsqueeze(2) & ~same.unsqueeze(1)
+    violation = torch.relu(distance.unsqueeze(2) - distance.unsqueeze(1) + MARGIN) * triplet
+    return violation.sum() / (violation > 0).sum().clamp_min(1)
+
+
 def _dice_in_torch(probability: Tensor, target: Tensor) -> Tensor:
     hot = torch.zeros_like(probability).scatter_(1, target.long().unsqueeze(1), 1.0)
     over = list(range(2, probability.dim()))
@@ -164,13 +234,18 @@ def dice_focal_in_torch(input: Tensor, target: Tensor) -> Tensor:
     return _dice_in_torch(torch.softmax(input, 1), target) + focal.mean()
 
 
-MODELS: dict[str, Callable[[Path], Words | Digits | Scenes]] = {"words": Words, "digits": Digits, "scenes": Scenes, "focal scenes": Scenes}
+Model = Words | Digits | Scenes | Retrieval
+MODELS: dict[str, Callable[[Path], Model]] = {
+    "words": Words, "digits": Digits, "scenes": Scenes, "focal scenes": Scenes, "views": Views, "triplets": Retrieval
+}
 _CROSS_ENTROPY = {"torch": nn.CrossEntropyLoss, "fastloss": fastloss.nn.CrossEntropyLoss}
 LOSSES: dict[str, dict[str, Callable]] = {
     "words": _CROSS_ENTROPY,
     "digits": _CROSS_ENTROPY,
     "scenes": {"torch": lambda: dice_ce_in_torch, "fastloss": fastloss.nn.DiceCeLoss},
     "focal scenes": {"torch": lambda: dice_focal_in_torch, "fastloss": fastloss.nn.DiceFocalLoss},
+    "views": {"torch": lambda: info_nce_in_torch, "fastloss": lambda: info_nce},
+    "triplets": {"torch": lambda: triplets_in_torch, "fastloss": lambda: TripletMarginLoss(margin=MARGIN)},
 }
 
 
@@ -188,7 +263,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train(task: Words | Digits | Scenes, criterion: Callable[[Tensor, Tensor], Tensor], steps: int) -> dict:
+def train(task: Model, criterion: Callable[[Tensor, Tensor], Tensor], steps: int) -> dict:
     """Train, printing every step."""
     before = _peak() if _resident("VmRSS") is None else _resident("VmRSS")
     started, in_loss, batches = time.perf_counter(), 0.0, task.batches()
