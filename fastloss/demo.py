@@ -55,9 +55,9 @@ TASKS = (
          sides=("one-hot target, plain torch", "fastloss.nn.DiceCeLoss")),
     Task("focal scenes", "digits in scenes, Dice and focal", 150, tolerance=1e-2, learned=0.5,
          sides=("one-hot target, plain torch", "fastloss.nn.DiceFocalLoss")),
-    Task("views", "two views of a digit, InfoNCE", 150, tolerance=1e-2, learned=0.8,
+    Task("views", "two views of a digit, InfoNCE", 120, tolerance=1e-6, learned=0.6,
          sides=("matrix of scores, plain torch", "fastloss.functional.info_nce_loss")),
-    Task("triplets", "digits of one class, all triplets", 150, tolerance=1e-2, learned=0.8,
+    Task("triplets", "digits of one class, all triplets", 80, tolerance=1e-2, learned=0.5,
          sides=("cube of triplets, plain torch", "fastloss.metric.losses.TripletMarginLoss")),
 )
 
