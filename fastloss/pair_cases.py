@@ -24,7 +24,7 @@ class PairCase:
 
     Args:
         loss: name in the registry.
-        shape: (rows, columns, features); what each is depends on the loss. Of a loss of one set the columns make no difference.
+        shape: (rows, features), or (rows, features, rows of the other set) where that has a size of its own.
         dtype: of all floating tensors, as ``"float32"``.
         seed: every number of the case is drawn from it.
         layout: how sets lie in memory; a key of :data:`fastloss.cases.LAYOUTS`.
@@ -36,7 +36,7 @@ class PairCase:
     """
 
     loss: str = "info_nce"
-    shape: tuple[int, int, int] = (5, 4, 8)
+    shape: tuple[int, ...] = (5, 8, 4)
     dtype: str = "float32"
     seed: int = 0
     layout: str = "contiguous"
@@ -59,6 +59,11 @@ class PairCase:
         params = {name: middle(bounds) for name, bounds in about.params.items()}
         params |= {name: values[0] for name, values in about.choices.items()}
         return replace(self, loss=loss, params=tuple(params.items()))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows, features, and rows of the other set."""
+        return (*self.shape, self.shape[0])[:3]
 
     def options(self) -> dict:
         """The keyword arguments of the call, without tensors."""
@@ -83,7 +88,7 @@ class PairCase:
                 if tensors[name].is_floating_point():
                     tensors[name] = memories[name] = tensors[name].to(dtype)
                 continue
-            shape = list(SETS[kind](*self.shape))
+            shape = list(SETS[kind](*self.sizes))
             shape[-1] = max(shape[-1], LEAST_FEATURES.get(self.loss, 1))
             rows = VALUES[self.values](torch.Size(shape), generator, tensors)
             if kind in UNIT:
@@ -139,9 +144,9 @@ class PairCall(PlainCall):
                 width = 1 / norm.clamp_min(1e-12) if self.case.loss in NORMALISING else torch.ones_like(norm)
                 found[name] = found[name] + back * steep * width * (1 + largest)
             elif name in found:
-                found[name] = (found[name] + back * steep * max(self.case.shape[:2]) * (1 + largest)) * (1 + largest)
+                found[name] = (found[name] + back * steep * max(self.case.sizes[0], self.case.sizes[2]) * (1 + largest)) * (1 + largest)
         count = max(self.case.shape[0], 1) if self.case.options().get("reduction") == "sum" else 1
-        found["loss"] = found["loss"] + (1 + largest) * count * max(self.case.shape[1] if self.case.loss == "siglip" else 1, 1)
+        found["loss"] = found["loss"] + (1 + largest) * count * max(self.case.sizes[0] if self.case.loss == "siglip" else 1, 1)
         found["truth"] = 64.0 + largest
         found["relative"] = 1.0 + largest
         return found | {extra: 1 + largest for extra in self.case.extras}
@@ -163,16 +168,16 @@ class PairCall(PlainCall):
         return self._steepness() * (1.0 if unit else norms[0] * max(norms[1:], default=norms[0])) + bias
 
 
-# The shape of each kind of set, from (rows, columns, features).
+# The shape of each kind of set, from the rows, the features, and the rows of the other set.
 SETS: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
-    "rows": lambda n, m, d: (n, d),
-    "unit": lambda n, m, d: (n, d),
-    "batch": lambda n, m, d: (max(n, 2), d),
-    "unpaired": lambda n, m, d: (m, d),
-    "paired": lambda n, m, d: (n, m, d),
-    "each": lambda n, m, d: (n, min(m, 3), d),
-    "hidden": lambda n, m, d: (n, d),
-    "classes": lambda n, m, d: (m, d),
+    "rows": lambda n, d, m: (n, d),
+    "unit": lambda n, d, m: (n, d),
+    "batch": lambda n, d, m: (max(n, 2), d),
+    "unpaired": lambda n, d, m: (m, d),
+    "paired": lambda n, d, m: (n, m, d),
+    "each": lambda n, d, m: (n, min(m, 3), d),
+    "hidden": lambda n, d, m: (n, d),
+    "classes": lambda n, d, m: (m, d),
 }
 # What losses want that do not normalise.
 UNIT: dict[str, Callable[[Tensor], Tensor]] = {
