@@ -91,7 +91,8 @@ def define(loss: Loss) -> type[torch.nn.Module]:
         return function(*inputs, **named, **{option: getattr(self, option) for option in settings})
 
     def extra_repr(self) -> str:
-        changed = {n: v for n, v in self.options().items() if isinstance(v, Tensor) or v != defaults[n]}
+        plain = {n: v for n, v in self.options().items() if not isinstance(v, torch.nn.Module)}  # repr shows modules as children
+        changed = {n: v for n, v in plain.items() if isinstance(v, Tensor) or v != defaults[n]}
         return ", ".join(f"{option}={_shown(value)}" for option, value in changed.items())
 
     forward.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *(parameters[n] for n in inputs)])

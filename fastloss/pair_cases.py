@@ -120,9 +120,11 @@ class PairCall(PlainCall):
         named = {name: t for name, t in tensors.items() if parameters[name].default is not inspect.Parameter.empty}
         return tuple(t for name, t in tensors.items() if name not in named), named
 
-    def operators(self, backend: str) -> list[str]:
-        """The operators that a forward and backward on a compiled backend run."""
+    def operators(self, backend: str) -> list[str] | None:
+        """The operators that a forward and backward on a compiled backend run; None where another engine does."""
         forward, backward = CALLS.get(self.case.loss, lambda call: (1, 1))(self)
+        if forward is None:
+            return None
         return [f"pair_forward.{backend}"] * forward + [f"pair_backward.{backend}"] * backward
 
     def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
@@ -134,7 +136,7 @@ class PairCall(PlainCall):
         largest = self._largest_score()
         found = super().scales(upstream)
         loss = upstream.get("loss")
-        whole = {"sum": 1.0, "none": 1.0}.get(self.case.options().get("reduction"), 1.0 / max(self.case.shape[0], 1))
+        whole = {"sum": 1.0, "none": 1.0}.get(self.case.options().get("reduction"), 1.0 / self._divisor())
         back = (float(loss.double().abs().max()) if loss is not None and loss.numel() else 0.0) * whole
         back += sum(float(upstream[extra].double().abs().max()) for extra in self.case.extras if extra in upstream)
         steep = self._steepness()
@@ -151,11 +153,19 @@ class PairCall(PlainCall):
         found["relative"] = 1.0 + largest
         return found | {extra: 1 + largest for extra in self.case.extras}
 
+    def _divisor(self) -> float:
+        """What a mean divides by."""
+        if self.case.loss != "linear_cross_entropy":
+            return max(self.case.shape[0], 1)
+        counted = self.by_name["target"][self.by_name["target"] >= 0]
+        weight = self.by_name.get("weight")
+        return float(counted.numel() if weight is None else weight.double()[counted].sum()) or 1.0
+
     def _steepness(self) -> float:
         """The factor from a product of two rows to a score."""
         chosen = dict(self.case.params)
         scale = self.by_name.get("logit_scale")
-        factor = abs(float(scale)) if scale is not None else float(chosen.get("scale", chosen.get("logit_scale", 1.0)))
+        factor = abs(float(scale)) if scale is not None else float(chosen.get("scale", chosen.get("logit_scale") or 1.0))
         factor += float(chosen.get("hardness_strength", 0.0))
         return max(factor / float(chosen.get("temperature", 1.0)), 1.0)
 
@@ -177,7 +187,7 @@ SETS: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
     "paired": lambda n, d, m: (n, m, d),
     "each": lambda n, d, m: (n, min(m, 3), d),
     "hidden": lambda n, d, m: (n, d),
-    "classes": lambda n, d, m: (m, d),
+    "classes": lambda n, d, m: (max(m, 1), d),
 }
 # What losses want that do not normalise.
 UNIT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -192,7 +202,17 @@ NUMBERS: dict[str, Callable[[PairCase, torch.Generator], Tensor]] = {
     "labels": lambda case, g: torch.randint(-1, max(case.shape[0] // 2, 1), case.shape[:1], generator=g),
     "scale": lambda case, g: torch.exp(2.3 * torch.rand((), generator=g)),
     "bias": lambda case, g: -5 * torch.rand((), generator=g),
+    "class": lambda case, g: _classes(case, g),
+    "class bias": lambda case, g: torch.randn(max(case.sizes[2], 1), generator=g),
+    "class weight": lambda case, g: 0.1 + torch.rand(max(case.sizes[2], 1), generator=g),
 }
+
+
+def _classes(case: PairCase, generator: torch.Generator) -> Tensor:
+    """Labels, a few of them ignored."""
+    labels = torch.randint(max(case.sizes[2], 1), case.shape[:1], generator=generator)
+    return torch.where(torch.rand(case.shape[:1], generator=generator) < 0.2, -100, labels)
+
 
 # How many times the engine runs forward and backward, where that is not once.
 CALLS: dict[str, Callable[[PairCall], tuple[int, int]]] = {
@@ -216,7 +236,14 @@ CALLS |= {
     "info_nce": _calls_of_info_nce,
     "multiple_negatives_ranking": _calls_of_ranking,
     "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3),
+    "linear_cross_entropy": lambda call: (None, None) if _stores_logits(call) else (1, 1),
 }
+
+
+def _stores_logits(call: PairCall) -> bool:
+    chosen = call.options
+    return bool(chosen.get("softcap") and chosen.get("label_smoothing") and "weight" in call.by_name)
+
 
 
 def _normal(shape, generator, before) -> Tensor:

@@ -114,7 +114,7 @@ class PlainCall(NamedCall):
         """
         wide = self.to(torch.float64)
         leaves = {name: wide.by_name[name].detach().requires_grad_() for name in self.differentiable()}
-        value = self._run(PlainCall(self.case, wide.by_name | leaves, {}))
+        value = self._run(replace(wide, by_name=wide.by_name | leaves))
         result = {"truth": 64.0, "relative": 1.0, "loss": float(value.detach().abs().max()) if value.numel() else 0.0}
         found = torch.autograd.grad(value, list(leaves.values()), upstream["loss"].double().reshape(value.shape), allow_unused=True)
         for name, grad in zip(leaves, found):

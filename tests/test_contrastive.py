@@ -27,7 +27,7 @@ L2 = math.log(2)
 
 
 def whole(loss: str) -> PairCase:
-    """A usual case, options in the middle of their ranges."""
+    """A usual case, parameters in the middle of their ranges and choices at their first."""
     return PairCase(shape=(5, 6, 4)).of(loss)
 
 
@@ -129,9 +129,19 @@ def ranking(q, p, negatives=None, scale=20.0, hardness_strength=0.0, directions=
     return total - scale * score(q, p).diagonal()
 
 
+def linear_cross_entropy(x, linear_weight, target, linear_bias=None, weight=None, label_smoothing=0.0, z_loss=0.0, softcap=None,
+                         logit_scale=1.0):
+    z = logit_scale * F.linear(x, linear_weight, linear_bias)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    weight = z.new_ones(z.shape[1]) if weight is None else weight
+    loss, label = -z.log_softmax(1) * weight, target.clamp_min(0)  # torch's has no gradient to the weights
+    loss = (1 - label_smoothing) * loss.gather(1, label.unsqueeze(1)).squeeze(1) + label_smoothing * loss.mean(1)
+    return torch.where(target == -100, 0.0, loss + z_loss * torch.logsumexp(z, 1) ** 2)
+
+
 DEFINITIONS = {
     "info_nce": info_nce, "nt_xent": nt_xent, "clip": clip, "siglip": siglip, "sup_con": sup_con, "dcl": dcl, "koleo": koleo,
-    "multiple_negatives_ranking": ranking,
+    "multiple_negatives_ranking": ranking, "linear_cross_entropy": linear_cross_entropy,
 }
 
 
@@ -232,11 +242,13 @@ def test_func_and_compile(loss, backend):
 
 def test_autocast_keeps_float32_inside(loss, backend):
     function, leaves = closed(PairCase(shape=(9, 33, 7), values="nearly aligned" if loss != "koleo" else "normal").of(loss), backend)
+    if loss == "linear_cross_entropy":  # whose layer autocast runs in bfloat16
+        leaves = tuple(leaf.bfloat16().float() for leaf in leaves)
     wanted = function(*leaves)
     with torch.autocast("cpu", torch.bfloat16):
         inside = function(*leaves)
         narrow = function(*(leaf.detach().bfloat16() for leaf in leaves))
-    assert torch.equal(inside, wanted)
+    torch.testing.assert_close(inside, wanted, rtol=1e-6, atol=1e-6)
     assert narrow.dtype == torch.float32
 
 
@@ -287,6 +299,12 @@ BY_HAND = [
     # blocks (e, 1), (1), (e, 1), (1)
     ("multiple_negatives_ranking", ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]),
      {"scale": 1.0, "directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")}, [math.log(2 * math.e + 4) - 1] * 2),
+    # logits (log 3, 0) and (0, 0), and a row that is ignored
+    ("linear_cross_entropy", ([[math.log(3), 1.0], [0.0, 5.0], [7.0, 7.0]], [[1.0, 0.0], [0.0, 0.0]], [1, 0, -100]), {},
+     [math.log(4), L2, 0.0]),
+    ("linear_cross_entropy", ([[math.log(3)]], [[1.0], [0.0]], [0]), {"label_smoothing": 0.5, "z_loss": 0.5},
+     [0.75 * math.log(4 / 3) + 0.25 * math.log(4) + 0.5 * math.log(4) ** 2]),
+    ("linear_cross_entropy", ([[1e30]], [[1.0], [-1.0]], [0]), {"softcap": 0.5 * math.log(3)}, [math.log(4 / 3)]),
 ]
 
 

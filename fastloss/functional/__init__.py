@@ -2,7 +2,7 @@
 
 from . import (
     binary, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information, likelihood,
-    lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
@@ -15,6 +15,7 @@ from .embedding import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .information import *  # noqa: F403
 from .likelihood import *  # noqa: F403
+from .linear import *  # noqa: F403
 from .lovasz import *  # noqa: F403
 from .margin import *  # noqa: F403
 from .metric import *  # noqa: F403
@@ -29,7 +30,7 @@ __all__ = [
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
         boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation,
+        decorrelation, linear,
     )
     for name in family.__all__
 ]
