@@ -213,7 +213,7 @@ def _registered(function: Callable) -> tuple[Loss, dict[str, object]]:
     called = getattr(function, "loss_function", None) if module else inspect.unwrap(function)
     for loss in LOSSES.values():
         if called is loss.function:
-            return loss, function.options() if module else {}
+            return loss, function.options() if module and callable(getattr(function, "options", None)) else {}
     name = type(function).__qualname__ if module else getattr(function, "__qualname__", repr(function))
     raise TypeError(
         f"explain: {getattr(function, '__module__', '?')}.{name} is not a loss of fastloss; "
@@ -237,6 +237,8 @@ def explain(function: Callable, *args, **kwargs) -> Explanation:
     """
     loss, options = _registered(function)
     try:
+        if hasattr(function, "arguments"):  # a module that holds a layer
+            args, kwargs = (), function.arguments(*args, **kwargs)
         given = inspect.signature(loss.function).bind(*args, **kwargs, **options).arguments
     except TypeError as error:
         raise TypeError(f"explain: {loss.function.__name__}: {error}") from None

@@ -239,7 +239,7 @@ def _plain_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool
 def _pair_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> PairCase:
     about = LOSSES[loss]
     sizes = pair.SIZES[:5] if small else pair.SIZES
-    shape = draw(st.sampled_from(sizes)), draw(st.sampled_from((*sizes, 0))), draw(st.sampled_from(pair.FEATURES))
+    shape = draw(st.sampled_from(sizes)), draw(st.sampled_from(pair.FEATURES)), draw(st.sampled_from((*sizes, 0)))
     chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}
     chosen["values"] = draw(st.sampled_from(_weighted(pair.fitting(loss), "normal")))
     chosen["layout"] = draw(st.sampled_from(_LAYOUTS))

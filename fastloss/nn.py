@@ -91,7 +91,8 @@ def define(loss: Loss) -> type[torch.nn.Module]:
         return function(*inputs, **named, **{option: getattr(self, option) for option in settings})
 
     def extra_repr(self) -> str:
-        changed = {n: v for n, v in self.options().items() if isinstance(v, Tensor) or v != defaults[n]}
+        plain = {n: v for n, v in self.options().items() if not isinstance(v, torch.nn.Module)}  # repr shows modules as children
+        changed = {n: v for n, v in plain.items() if isinstance(v, Tensor) or v != defaults[n]}
         return ", ".join(f"{option}={_shown(value)}" for option, value in changed.items())
 
     forward.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *(parameters[n] for n in inputs)])
@@ -112,6 +113,49 @@ def define(loss: Loss) -> type[torch.nn.Module]:
     return type(name, (base,), namespace)
 
 
+class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
+    """A linear layer and the cross-entropy of its logits, which never exist.
+
+    torch's module with the options of :func:`fastloss.functional.linear_cross_entropy`, which documents the arguments and shapes.
+    """
+
+    loss_function = staticmethod(functional.linear_cross_entropy)
+    _ADDED = ("z_loss", "softcap", "logit_scale", "return_lse", "return_accuracy", "empty", "memory_budget", "backend")
+    __signature__ = Signature([
+        *inspect.signature(torch.nn.LinearCrossEntropyLoss).parameters.values(),
+        *(inspect.signature(functional.linear_cross_entropy).parameters[name] for name in _ADDED),
+    ])
+
+    def __init__(self, *args, **kwargs) -> None:
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"LinearCrossEntropyLoss: {error}") from None
+        bound.apply_defaults()
+        added = {name: bound.arguments.pop(name) for name in self._ADDED}
+        super().__init__(*bound.args, **bound.kwargs)
+        for name, value in added.items():
+            setattr(self, name, value)
+
+    def arguments(self, input: Tensor, target: Tensor) -> dict[str, object]:
+        """What the function is called with."""
+        shape, bias = (self.num_classes, *self.out_features), self.linear.bias
+        chosen = {name: getattr(self, name) for name in ("weight", "reduction", "ignore_index", "label_smoothing", "options", *self._ADDED)}
+        weight, bias = self.linear.weight.view(*shape, -1), None if bias is None else bias.view(shape)
+        return {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias, **chosen}
+
+    def forward(self, input: Tensor, target: Tensor):
+        return functional.linear_cross_entropy(**self.arguments(input, target))
+
+    def extra_repr(self) -> str:
+        defaults = self.__signature__.parameters
+        changed = (f", {name}={getattr(self, name)!r}" for name in self._ADDED if getattr(self, name) != defaults[name].default)
+        return super().extra_repr() + "".join(changed)
+
+
+_OWN = {"linear_cross_entropy": LinearCrossEntropyLoss}  # modules that hold a layer
+
+
 def __getattr__(name: str) -> type[torch.nn.Module]:
     """Modules of losses that were registered after this file was imported."""
     for loss in LOSSES.values():
@@ -122,4 +166,4 @@ def __getattr__(name: str) -> type[torch.nn.Module]:
 
 for _loss in LOSSES.values():
     __all__.append(class_name(_loss))
-    globals()[__all__[-1]] = define(_loss)
+    globals()[__all__[-1]] = _OWN.get(_loss.name) or define(_loss)

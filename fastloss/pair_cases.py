@@ -24,7 +24,7 @@ class PairCase:
 
     Args:
         loss: name in the registry.
-        shape: (rows, columns, features); what each is depends on the loss. Of a loss of one set the columns make no difference.
+        shape: (rows, features), or (rows, features, rows of the other set) where that has a size of its own.
         dtype: of all floating tensors, as ``"float32"``.
         seed: every number of the case is drawn from it.
         layout: how sets lie in memory; a key of :data:`fastloss.cases.LAYOUTS`.
@@ -36,7 +36,7 @@ class PairCase:
     """
 
     loss: str = "info_nce"
-    shape: tuple[int, int, int] = (5, 4, 8)
+    shape: tuple[int, ...] = (5, 8, 4)
     dtype: str = "float32"
     seed: int = 0
     layout: str = "contiguous"
@@ -59,6 +59,11 @@ class PairCase:
         params = {name: middle(bounds) for name, bounds in about.params.items()}
         params |= {name: values[0] for name, values in about.choices.items()}
         return replace(self, loss=loss, params=tuple(params.items()))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows, features, and rows of the other set."""
+        return (*self.shape, self.shape[0])[:3]
 
     def options(self) -> dict:
         """The keyword arguments of the call, without tensors."""
@@ -83,7 +88,7 @@ class PairCase:
                 if tensors[name].is_floating_point():
                     tensors[name] = memories[name] = tensors[name].to(dtype)
                 continue
-            shape = list(SETS[kind](*self.shape))
+            shape = list(SETS[kind](*self.sizes))
             shape[-1] = max(shape[-1], LEAST_FEATURES.get(self.loss, 1))
             rows = VALUES[self.values](torch.Size(shape), generator, tensors)
             if kind in UNIT:
@@ -115,9 +120,11 @@ class PairCall(PlainCall):
         named = {name: t for name, t in tensors.items() if parameters[name].default is not inspect.Parameter.empty}
         return tuple(t for name, t in tensors.items() if name not in named), named
 
-    def operators(self, backend: str) -> list[str]:
-        """The operators that a forward and backward on a compiled backend run."""
+    def operators(self, backend: str) -> list[str] | None:
+        """The operators that a forward and backward on a compiled backend run; None where another engine does."""
         forward, backward = CALLS.get(self.case.loss, lambda call: (1, 1))(self)
+        if forward is None:
+            return None
         return [f"pair_forward.{backend}"] * forward + [f"pair_backward.{backend}"] * backward
 
     def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
@@ -129,7 +136,7 @@ class PairCall(PlainCall):
         largest = self._largest_score()
         found = super().scales(upstream)
         loss = upstream.get("loss")
-        whole = {"sum": 1.0, "none": 1.0}.get(self.case.options().get("reduction"), 1.0 / max(self.case.shape[0], 1))
+        whole = {"sum": 1.0, "none": 1.0}.get(self.case.options().get("reduction"), 1.0 / self._divisor())
         back = (float(loss.double().abs().max()) if loss is not None and loss.numel() else 0.0) * whole
         back += sum(float(upstream[extra].double().abs().max()) for extra in self.case.extras if extra in upstream)
         steep = self._steepness()
@@ -139,18 +146,26 @@ class PairCall(PlainCall):
                 width = 1 / norm.clamp_min(1e-12) if self.case.loss in NORMALISING else torch.ones_like(norm)
                 found[name] = found[name] + back * steep * width * (1 + largest)
             elif name in found:
-                found[name] = (found[name] + back * steep * max(self.case.shape[:2]) * (1 + largest)) * (1 + largest)
+                found[name] = (found[name] + back * steep * max(self.case.sizes[0], self.case.sizes[2]) * (1 + largest)) * (1 + largest)
         count = max(self.case.shape[0], 1) if self.case.options().get("reduction") == "sum" else 1
-        found["loss"] = found["loss"] + (1 + largest) * count * max(self.case.shape[1] if self.case.loss == "siglip" else 1, 1)
+        found["loss"] = found["loss"] + (1 + largest) * count * max(self.case.sizes[0] if self.case.loss == "siglip" else 1, 1)
         found["truth"] = 64.0 + largest
         found["relative"] = 1.0 + largest
         return found | {extra: 1 + largest for extra in self.case.extras}
+
+    def _divisor(self) -> float:
+        """What a mean divides by."""
+        if self.case.loss != "linear_cross_entropy":
+            return max(self.case.shape[0], 1)
+        counted = self.by_name["target"][self.by_name["target"] >= 0]
+        weight = self.by_name.get("weight")
+        return float(counted.numel() if weight is None else weight.double()[counted].sum()) or 1.0
 
     def _steepness(self) -> float:
         """The factor from a product of two rows to a score."""
         chosen = dict(self.case.params)
         scale = self.by_name.get("logit_scale")
-        factor = abs(float(scale)) if scale is not None else float(chosen.get("scale", chosen.get("logit_scale", 1.0)))
+        factor = abs(float(scale)) if scale is not None else float(chosen.get("scale", chosen.get("logit_scale") or 1.0))
         factor += float(chosen.get("hardness_strength", 0.0))
         return max(factor / float(chosen.get("temperature", 1.0)), 1.0)
 
@@ -163,16 +178,16 @@ class PairCall(PlainCall):
         return self._steepness() * (1.0 if unit else norms[0] * max(norms[1:], default=norms[0])) + bias
 
 
-# The shape of each kind of set, from (rows, columns, features).
+# The shape of each kind of set, from the rows, the features, and the rows of the other set.
 SETS: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
-    "rows": lambda n, m, d: (n, d),
-    "unit": lambda n, m, d: (n, d),
-    "batch": lambda n, m, d: (max(n, 2), d),
-    "unpaired": lambda n, m, d: (m, d),
-    "paired": lambda n, m, d: (n, m, d),
-    "each": lambda n, m, d: (n, min(m, 3), d),
-    "hidden": lambda n, m, d: (n, d),
-    "classes": lambda n, m, d: (m, d),
+    "rows": lambda n, d, m: (n, d),
+    "unit": lambda n, d, m: (n, d),
+    "batch": lambda n, d, m: (max(n, 2), d),
+    "unpaired": lambda n, d, m: (m, d),
+    "paired": lambda n, d, m: (n, m, d),
+    "each": lambda n, d, m: (n, min(m, 3), d),
+    "hidden": lambda n, d, m: (n, d),
+    "classes": lambda n, d, m: (max(m, 1), d),
 }
 # What losses want that do not normalise.
 UNIT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -187,7 +202,17 @@ NUMBERS: dict[str, Callable[[PairCase, torch.Generator], Tensor]] = {
     "labels": lambda case, g: torch.randint(-1, max(case.shape[0] // 2, 1), case.shape[:1], generator=g),
     "scale": lambda case, g: torch.exp(2.3 * torch.rand((), generator=g)),
     "bias": lambda case, g: -5 * torch.rand((), generator=g),
+    "class": lambda case, g: _classes(case, g),
+    "class bias": lambda case, g: torch.randn(max(case.sizes[2], 1), generator=g),
+    "class weight": lambda case, g: 0.1 + torch.rand(max(case.sizes[2], 1), generator=g),
 }
+
+
+def _classes(case: PairCase, generator: torch.Generator) -> Tensor:
+    """Labels, a few of them ignored."""
+    labels = torch.randint(max(case.sizes[2], 1), case.shape[:1], generator=generator)
+    return torch.where(torch.rand(case.shape[:1], generator=generator) < 0.2, -100, labels)
+
 
 # How many times the engine runs forward and backward, where that is not once.
 CALLS: dict[str, Callable[[PairCall], tuple[int, int]]] = {
@@ -211,7 +236,14 @@ CALLS |= {
     "info_nce": _calls_of_info_nce,
     "multiple_negatives_ranking": _calls_of_ranking,
     "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3),
+    "linear_cross_entropy": lambda call: (None, None) if _stores_logits(call) else (1, 1),
 }
+
+
+def _stores_logits(call: PairCall) -> bool:
+    chosen = call.options
+    return bool(chosen.get("softcap") and chosen.get("label_smoothing") and "weight" in call.by_name)
+
 
 
 def _normal(shape, generator, before) -> Tensor:

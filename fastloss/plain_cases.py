@@ -70,13 +70,14 @@ class PlainCase:
         generator = torch.Generator().manual_seed(self.seed)
         tensors: dict[str, Tensor] = {}
         memories: dict[str, Tensor] = {}
-        first = None
-        for name, kind in LOSSES[self.loss].operands.items():
+        first, operands = None, LOSSES[self.loss].operands
+        size = (max(self.shape[0], 2), *self.shape[1:]) if "batch" in operands.values() else self.shape
+        for name, kind in operands.items():
             if kind in INDICES:
-                tensors[name] = memories[name] = INDICES[kind](self.shape, generator)
+                tensors[name] = memories[name] = INDICES[kind](size, generator)
                 continue
             shape, domain = OPERANDS.get(kind, (lambda shape: shape, kind))
-            raw = VALUES[self.values](shape(self.shape), generator)
+            raw = VALUES[self.values](shape(size), generator)
             if first is not None and self.values == "equal" and raw.shape == first.shape:
                 raw = torch.where(torch.rand(raw.shape, generator=generator) < 0.5, first, raw)
             first = raw if first is None else first
@@ -113,7 +114,7 @@ class PlainCall(NamedCall):
         """
         wide = self.to(torch.float64)
         leaves = {name: wide.by_name[name].detach().requires_grad_() for name in self.differentiable()}
-        value = self._run(PlainCall(self.case, wide.by_name | leaves, {}))
+        value = self._run(replace(wide, by_name=wide.by_name | leaves))
         result = {"truth": 64.0, "relative": 1.0, "loss": float(value.detach().abs().max()) if value.numel() else 0.0}
         found = torch.autograd.grad(value, list(leaves.values()), upstream["loss"].double().reshape(value.shape), allow_unused=True)
         for name, grad in zip(leaves, found):
@@ -138,6 +139,13 @@ INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
 # Operands that have another shape than the first: what it is, and the numbers they take (fastloss.elementwise_cases.DOMAINS). Any other
 # kind is a key of DOMAINS, of the first one's shape.
 OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = {
+    "batch": (lambda shape: shape, "real"),  # of at least two rows
     "latent": (lambda shape: (shape[0], 5), "real"),
     "log variance": (lambda shape: (shape[0], 5), "rate"),
+    "even": (lambda shape: (*shape[:-1], 2 * shape[-1]), "real"),
+    "several": (lambda shape: (shape[0], 3, shape[1]), "real"),
+    "row scores": (lambda shape: (shape[0], 3), "real"),
+    "row score": (lambda shape: shape[:-1], "real"),
+    "row label": (lambda shape: shape[:-1], "binary"),
+    "row sign": (lambda shape: shape[:-1], "sign"),
 }

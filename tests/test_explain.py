@@ -67,6 +67,14 @@ def test_notes_gradients_that_run_elsewhere():
     assert fastloss.explain(fastloss.functional.cross_entropy, INPUT, TARGET, weight, backend="eager").notes == ()
 
 
+def test_modules_that_hold_a_layer():
+    module = nn.LinearCrossEntropyLoss(3, 5, backend="eager")
+    told = fastloss.explain(module, INPUT, target=TARGET)
+    assert (told.loss, told.backend, told.reason) == ("linear_cross_entropy", "eager", "asked for")
+    with pytest.raises(TypeError, match="explain: linear_cross_entropy: .*target"):
+        fastloss.explain(module, INPUT)
+
+
 def test_computes_nothing():
     with Recorder() as recorder:
         fastloss.explain(fastloss.functional.cross_entropy, INPUT, torch.tensor([99, 99]), backend="cpu")

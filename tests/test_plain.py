@@ -146,7 +146,35 @@ BY_HAND = [
     ("goodhart_aware_loss", ([[0.0, 0.0], [LOG3, 0.0]], [0, 1]), {"entropy_weight": 0.5, "mi_weight": 0.1},
      [L2 + COST, 2 * L2 + COST]),
     ("calibration_loss", ([0.5, 0.5], [1.0, 1.0]), {"alpha": 0.75}, 0.75 * 0.25 + 0.25 / (0.5 + 1e-7)),
+    # margins 2 - 1 and 2 - (-3), of a teacher 0.5 and 4
+    ("margin_mse_loss", ([[1.0, 1.0]], [[2.0, 0.0]], [[[0.0, 1.0], [-3.0, 0.0]]], [[0.5, 4.0]]), {}, [[0.25, 1.0]]),
+    ("margin_mse_loss", ([[1.0, 1.0]], [[2.0, 0.0]], [[[0.0, 1.0], [-3.0, 0.0]]], [[1.5, 1.0, -2.5]]), {}, [[0.25, 1.0]]),
+    ("margin_mse_loss", ([[1.0, 1.0]], [[2.0, 0.0]], [[0.0, 1.0]], [3.0]), {}, [[4.0]]),
+    ("cosine_similarity_loss", ([[1.0, 0.0], [0.0, 0.0]], [[3.0, 4.0], [1.0, 1.0]], [0.1, 0.5]), {}, [0.25, 0.25]),
+    # cosines 1, 0, -1 in this order, wanted the other way round but for one tie
+    ("cosent_loss", ([[1.0, 0.0]] * 3, [[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [0.1, 0.3, 0.3]), {"scale": 1.0},
+     math.log(1 + math.e + math.exp(2))),
+    ("cosent_loss", ([[1.0, 0.0]] * 2, [[2.0, 0.0], [0.0, 1.0]], [0.3, 0.3]), {}, 0.0),
+    # 1 with itself, |0.6 - 0.8| = 0.2 with (3 + 4i) / 5
+    ("angle_loss", ([[1.0, 0.0]] * 2, [[1.0, 0.0], [3.0, 4.0]], [0.2, 0.9]), {"scale": 1.0}, math.log(1 + math.exp(0.8))),
+    ("contrastive_loss", ([[0.0], [0.0], [0.0]], [[0.5 - 1e-6], [0.5 + 1e-6], [3.0]], [1.0, 0.0, 0.0]), {"margin": 2.0},
+     [0.25 - 2e-6 + 4e-12, 2.25, 0.0]),
+    ("contrastive_loss", ([[1.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [3.0, 4.0]], [1.0, 0.0]), {"margin": 0.5, "distance": "cosine"},
+     [0.16, 0.01]),
+    ("triplet_margin_loss", ([[0.0, 0.0]] * 2, [[3.0, 4.0]] * 2, [[0.0, 2.0], [0.0, 9.0]]), {"eps": 0.0}, [4.0, 0.0]),
+    ("triplet_margin_loss", ([[0.0, 0.0]], [[3.0, 0.0]], [[5.0, 0.0]]), {"eps": 0.0, "swap": True, "p": 1.0}, [2.0]),
+    ("triplet_margin_with_distance_loss", ([[0.0, 0.0]], [[3.0, 4.0]], [[0.0, 2.0]]),
+     {"distance_function": lambda x, y: (x - y).abs().sum(-1)}, [6.0]),
+    ("cosine_embedding_loss", ([[1.0, 0.0]] * 4, [[3.0, 4.0], [3.0, 4.0], [-1.0, 0.0], [1.0, 1.0]], [1, -1, -1, 0]), {"margin": 0.25},
+     [0.4, 0.35, 0.0, 0.0]),
+    # variances 2 and 8 (no hinge), covariance 4, of both views
+    ("vicreg_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {}, 2 * 2 * 16 / 2),
+    # the views differ by 1 and 3; variances 2 and 0
+    ("vicreg_loss", ([[1.0, 0.0], [-1.0, 0.0]], [[2.0, 3.0], [0.0, 3.0]]), {"sim_coeff": 1.0, "std_coeff": 4.0, "eps": 1e-8}, 5.0 + 2 * 0.9999),
+    ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 0.5, "eps": 1e-13}, 1.0),
+    ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 2.0, "eps": 1e-13, "deviation": "unbiased"}, 1.5),
 ]
+SCALAR = ("spiegelhalter_z_loss", "calibration_loss", "cosent_loss", "angle_loss", "vicreg_loss", "barlow_twins_loss")
 
 
 def _tensor(value):
@@ -156,7 +184,7 @@ def _tensor(value):
 @pytest.mark.parametrize(("name", "operands", "options", "wanted"), BY_HAND)
 def test_by_hand(backend, name, operands, options, wanted):
     options = {key: _tensor(value) if key in ("weight", "mask") else value for key, value in options.items()}
-    summed = {} if name in ("spiegelhalter_z_loss", "calibration_loss") else {"reduction": "none"}
+    summed = {} if name in SCALAR else {"reduction": "none"}
     got = getattr(ours, name)(*map(_tensor, operands), **options, **summed, backend=backend)
     torch.testing.assert_close(got, _tensor(wanted), rtol=1e-9, atol=1e-12)
 

@@ -1,0 +1,183 @@
+"""Self-supervised losses that decorrelate features, through the smaller of two Gram matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from .. import _checks
+from ..engine import overridden, without_autocast
+from ..plain import same_shape, widened
+from ..registry import register
+
+__all__ = ["barlow_twins_loss", "vicreg_loss"]
+
+
+def _views(name: str, z1: Tensor, z2: Tensor, backend: str | None) -> tuple[torch.dtype, list[Tensor]]:
+    """Check two views (N, D); gives the dtype of the result, and the views in the dtype that sums are kept in."""
+    if isinstance(z1, Tensor) and z1.dim() != 2:
+        raise ValueError(f"{name}: z1 must be (N, D), got {tuple(z1.shape)}")
+    same_shape(name, {"z1": z1, "z2": z2})
+    dtype, views = widened(name, {"z1": z1, "z2": z2}, backend)
+    if len(views[0]) < 2:
+        raise ValueError(f"{name}: wanted at least 2 samples, since features of one have no variance, got {len(views[0])}")
+    return dtype, views
+
+
+def off_diagonal_squares(x: Tensor, y: Tensor) -> Tensor:
+    """``sum over i != j of (x.T @ y)_ij^2`` for x and y (N, D), with the smaller of an N x N and a D x D matrix.
+
+    The sum of all squares is ``<x x.T, y y.T>``; as long as there are more features than samples it is larger than that of the diagonal,
+    which is subtracted, by a factor, so that nothing is lost.
+    """
+    with without_autocast(x.device):
+        if x.shape[1] <= x.shape[0]:
+            product = x.t() @ y
+            return (product - torch.diag_embed(product.diagonal())).square().sum()
+        gram = x @ x.t()
+        other = gram if y is x else y @ y.t()
+        return (gram * other).sum() - (x * y).sum(0).square().sum()
+
+
+@register(
+    "plain", formula="sim mean (z1 - z2)^2 + std / 2 mean max(0, 1 - sd) of both + cov sum_(i != j) C_ij^2 / D of both",
+    source="Bardes et al. 2022 (VICReg), equations 1 to 6", operands={"z1": "batch", "z2": "batch"}, dims=(2, 2),
+    params={"sim_coeff": (1.0, 25.0), "std_coeff": (1.0, 25.0), "cov_coeff": (0.5, 2.0), "variance_target": (0.5, 1.5)},
+)
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    sim_coeff: float = 25.0,
+    std_coeff: float = 25.0,
+    cov_coeff: float = 1.0,
+    variance_target: float = 1.0,
+    eps: float = 1e-4,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""VICReg: views of a sample should agree, features should vary, and should not be correlated.
+
+    .. math:: \ell = \frac{\lambda}{N D} \|Z_1 - Z_2\|^2
+        + \frac{\mu}{2 D} \sum_{v, d} \max\left(0, \gamma - \sqrt{\operatorname{Var}(Z_v)_d + \epsilon}\right)
+        + \frac{\nu}{D} \sum_v \sum_{i \ne j} \operatorname{Cov}(Z_v)_{ij}^2
+
+    with variances and covariances over the samples, divided by :math:`N - 1`. The squares of the covariances are summed through the
+    :math:`N \times N` Gram matrix where that is smaller than :math:`D \times D`, so memory is :math:`O(N D)`.
+
+    Args:
+        z1: the first view; float32, float64, bfloat16 or float16, any strides.
+        z2: the second view of the same samples.
+        sim_coeff: :math:`\lambda`. Default: 25.
+        std_coeff: :math:`\mu`. Default: 25.
+        cov_coeff: :math:`\nu`. Default: 1.
+        variance_target: :math:`\gamma`, the wanted standard deviation. Default: 1.
+        eps: :math:`\epsilon`, positive. Default: 1e-4.
+        backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
+
+    Shape:
+        - z1, z2: :math:`(N, D)` with N > 1
+        - loss: scalar
+
+    Raises:
+        ValueError: shapes differ or are not :math:`(N, D)` with N > 1; a coefficient is negative; `eps` is not positive; unknown backend.
+        TypeError: an argument is not a tensor.
+        NotImplementedError: `z1` is not floating point.
+        RuntimeError: tensors are on several devices.
+
+    Source:
+        Bardes, Ponce and LeCun 2022 (VICReg), equations 1 to 6; the authors' code takes half of the variance terms.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> z = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+        >>> F.vicreg_loss(z, z)
+        tensor(32.)
+    """
+    if has_torch_function_variadic(z1, z2):
+        return overridden("vicreg", locals(), (z1, z2))
+    name = "vicreg"
+    for option, value in (("sim_coeff", sim_coeff), ("std_coeff", std_coeff), ("cov_coeff", cov_coeff)):
+        _checks.positive(name, option, value, zero=True)
+    _checks.positive(name, "eps", eps)
+    dtype, views = _views(name, z1, z2, backend)
+    count, features = views[0].shape
+    loss = sim_coeff * (views[0] - views[1]).square().mean()
+    for z in views:
+        z = z - z.mean(0)
+        variance = z.square().sum(0) / (count - 1)
+        loss = loss + 0.5 * std_coeff * (variance_target - torch.sqrt(variance + eps)).clamp_min(0).mean()
+        loss = loss + cov_coeff / features * off_diagonal_squares(z, z) / (count - 1) ** 2
+    return loss.to(dtype)
+
+
+@register(
+    "plain", formula="sum_i (1 - C_ii)^2 + lambd sum_(i != j) C_ij^2, C the cross-correlation", source="Zbontar et al. 2021, equation 1",
+    operands={"z1": "batch", "z2": "batch"}, dims=(2, 2), params={"lambd": (0.001, 0.1)}, choices={"deviation": ("biased", "unbiased")},
+)
+def barlow_twins_loss(
+    z1: Tensor,
+    z2: Tensor,
+    lambd: float = 5e-3,
+    deviation: str = "biased",
+    eps: float | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Barlow Twins: the cross-correlation of the features of two views should be the identity.
+
+    .. math:: \ell = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2, \qquad C = \tfrac{1}{N} \tilde Z_1^T \tilde Z_2
+
+    where features are centred and divided by their deviation. The squares are summed through :math:`N \times N` Gram matrices where
+    those are smaller than :math:`C`, so memory is :math:`O(N D)`.
+
+    Args:
+        z1: the first view; float32, float64, bfloat16 or float16, any strides.
+        z2: the second view of the same samples.
+        lambd: :math:`\lambda`, at least 0. Default: 0.005.
+        deviation: ``"biased"``: :math:`\sqrt{\operatorname{Var} + \epsilon}` with the variance divided by N, a batch normalisation;
+            ``"unbiased"``: :math:`\sqrt{\operatorname{Var}} + \epsilon` with the variance divided by :math:`N - 1`.
+        eps: :math:`\epsilon`, positive. Default: 1e-5, unbiased 1e-4.
+        backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
+
+    Shape:
+        - z1, z2: :math:`(N, D)` with N > 1
+        - loss: scalar
+
+    Raises:
+        ValueError: `lambd` is negative; unknown deviation. Otherwise as :func:`fastloss.functional.vicreg_loss`.
+
+    Source:
+        Zbontar, Jing, Misra, LeCun and Deny 2021 (Barlow Twins), equation 1.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> z = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+        >>> F.barlow_twins_loss(z, z, lambd=0.5)
+        tensor(1.0000)
+    """
+    if has_torch_function_variadic(z1, z2):
+        return overridden("barlow_twins", locals(), (z1, z2))
+    name = "barlow_twins"
+    if deviation not in ("biased", "unbiased"):
+        raise ValueError(f"{name}: unknown deviation {deviation!r}; wanted 'biased' or 'unbiased'")
+    eps = (1e-5 if deviation == "biased" else 1e-4) if eps is None else eps
+    _checks.positive(name, "lambd", lambd, zero=True)
+    _checks.positive(name, "eps", eps)
+    dtype, views = _views(name, z1, z2, backend)
+    count = len(views[0])
+    first, second = (_standardised(z, deviation, eps) for z in views)
+    diagonal = (first * second).sum(0) / count
+    return ((1 - diagonal).square().sum() + lambd * off_diagonal_squares(first, second) / count**2).to(dtype)
+
+
+def _standardised(z: Tensor, deviation: str, eps: float) -> Tensor:
+    z = z - z.mean(0)
+    square = z.square().sum(0)
+    if deviation == "biased":
+        return z / torch.sqrt(square / len(z) + eps)
+    # A constant feature has the slope 0, not that of a root at 0.
+    varies = square > 0
+    return z / (torch.where(varies, torch.sqrt(torch.where(varies, square, 1.0) / (len(z) - 1)), 0.0) + eps)

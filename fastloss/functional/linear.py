@@ -1,0 +1,275 @@
+"""Cross-entropy of the logits of a linear layer that never exist, on the `pair` engine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from .. import _checks
+from ..engine import accumulate_dtype, overridden, without_autocast
+from ..pair import Scores, Statistic, Term, pair_statistics
+from ..registry import register
+from .classification import cross_entropy
+
+__all__ = ["linear_cross_entropy"]
+
+NAME = "linear_cross_entropy"
+
+
+@register(
+    "pair", formula="-w_y log softmax(W x + b)_y", source="torch.nn.functional.linear_cross_entropy; Wijmans et al. 2025, section 4",
+    name=NAME, torch="linear_cross_entropy", operands={"input": "hidden", "linear_weight": "classes", "target": "class",
+                                                        "linear_bias": "class bias", "weight": "class weight"}, optional=True,
+    choices={"label_smoothing": (0.0, 0.1), "z_loss": (0.0, 0.01), "softcap": (None, 3.0), "logit_scale": (1.0, 0.5)},
+)
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    return_lse: bool = False,
+    return_accuracy: bool = False,
+    empty: str = "nan",
+    memory_budget: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Cross-entropy of ``linear(input, linear_weight, linear_bias)`` and a target, without the logits.
+
+    Drop-in for :func:`torch.nn.functional.linear_cross_entropy`. With :math:`z = W x + b`, scaled and capped as by
+    :func:`fastloss.functional.cross_entropy`, a row's loss is :math:`-w_y (z_y - \log \sum_k e^{z_k})`. Tiles of logits are computed,
+    used and forgotten, forward and again backward, so new memory is the gradients and :math:`O(N)`.
+
+    Class probabilities take :math:`O(N C)` memory, as their target does. Softcapped logits with class probabilities, or with class
+    weights and smoothing at once, and K-dimensional losses go by stored logits.
+
+    Args:
+        input: hidden states; float32, float64, bfloat16 or float16, any strides.
+        linear_weight: :math:`W`, of `input`'s dtype.
+        target: class indices (int64 or uint8) in ``[0, C)`` or `ignore_index`, or class probabilities.
+        linear_bias: :math:`b`. Default: 0.
+        weight: a weight for each class. Default: 1.
+        reduction: as for :func:`fastloss.functional.cross_entropy`.
+        ignore_index: target that marks a row as not counting; None for -100. Not with probabilities.
+        label_smoothing: in [0, 1]. Default: 0.
+        options: :class:`torch.nn.LinearCrossEntropyOptions`, taken for torch's sake: how rows are cut into chunks makes no difference here.
+        z_loss: factor of the squared log-partition, added to each row that counts. Default: 0.
+        softcap: bound on the logits' magnitude, or None. Default: None.
+        logit_scale: factor on the logits, before the softcap. Default: 1.
+        return_lse: also return the log-partition of each row, differentiable.
+        return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
+        empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
+        memory_budget: bytes that the backward may use to keep gradients of logits instead of computing them twice; None for 64 MB.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Returns:
+        The loss, of `input`'s dtype (float32 under autocast, which casts `input` and weights as it does for a linear layer). If a
+        ``return_`` flag is set, a tuple of the loss and what was asked for, in the order above.
+
+    Shape:
+        - input: :math:`(D)`, :math:`(N, D)` or :math:`(\dots, D)`
+        - linear_weight: :math:`(C, D)`, or :math:`(C, d_1, \dots, d_K, D)` for a K-dimensional loss of `input` :math:`(N, D)`
+        - linear_bias: :math:`(C)` or :math:`(C, d_1, \dots, d_K)`
+        - target: :math:`()`, :math:`(N)`, :math:`(\dots)` or :math:`(N, d_1, \dots, d_K)` indices; probabilities have the logits' shape
+        - loss: scalar, or the shape of index targets for ``reduction="none"``
+
+    Raises:
+        IndexError: a label is out of range (on a GPU the row's loss is NaN instead, since looking would synchronise).
+        RuntimeError: shapes, dtypes or devices do not fit; `ignore_index` with probabilities; ``label_smoothing`` outside [0, 1].
+        ValueError: unknown reduction, backend or ``empty``; softcap not positive.
+        NotImplementedError: `input` is not floating point.
+        TypeError: an argument is not a tensor.
+
+    Source:
+        torch.nn.functional.linear_cross_entropy; Wijmans et al. 2025, "Cut your losses in large-vocabulary language models", section 4.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.linear_cross_entropy(torch.zeros(4, 16), torch.randn(1000, 16), torch.tensor([5, 0, 999, -100]))
+        tensor(6.9078)
+    """
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    if has_torch_function_variadic(*tensors):
+        return overridden(NAME, locals(), tensors)
+    _shapes(input, linear_weight, target, linear_bias)
+    rows, classes, places = input.shape[:-1], linear_weight.shape[0], linear_weight.shape[1:-1]
+    soft = target.is_floating_point() and target.shape == (*rows, classes, *places)
+    if soft and ignore_index is not None:
+        raise RuntimeError(f"{NAME}: ignore_index cannot be specified when target contains probabilities, got {ignore_index}")
+    ignore_index = -100 if ignore_index is None else ignore_index
+    settings = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap,
+                    logit_scale=logit_scale, return_lse=return_lse, return_accuracy=return_accuracy, empty=empty)
+    x = input.reshape(-1, input.shape[-1])
+    if not places:
+        target = target.reshape(-1, classes) if soft else target.reshape(-1) if target.shape == rows else target
+    # Checked as cross_entropy checks the logits, of which this has the shape, dtype and device.
+    stand_in = input.new_empty(()).expand(len(x), classes, *places)
+    _, soft, dtype = _checks.row(NAME, True, stand_in, target, weight, ignore_index, label_smoothing, softcap, empty)
+    _checks.reduction_code(NAME, reduction)
+    if places or (softcap is not None and (soft or (label_smoothing > 0 and weight is not None))):
+        loss, *extras = _by_logits(x, linear_weight, target, linear_bias, weight, settings, soft, backend)
+    else:
+        loss, *extras = _by_statistics(x, linear_weight, target, linear_bias, weight, settings, soft, memory_budget, backend)
+    shape = (*rows, *places)
+    loss = loss.to(dtype).view(shape) if reduction == "none" else loss.to(dtype)
+    return (loss, *(extra.view(shape) for extra in extras)) if extras else loss
+
+
+def _shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
+    """torch's checks of the linear layer."""
+    for argument, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target), ("linear_bias", linear_bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and argument == "linear_bias"):
+            raise TypeError(f"{NAME}: {argument} must be a Tensor, got {type(tensor).__name__}")
+    if input.dim() < 1:
+        raise RuntimeError(f"{NAME}: expected input with dimensionality 1 or more, got 0")
+    if linear_weight.dim() < 2:
+        raise RuntimeError(f"{NAME}: expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}")
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            f"{NAME}: expected equal input and linear_weight last dimensions (in_features), got {input.shape[-1]} and "
+            f"{linear_weight.shape[-1]}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(f"{NAME}: expected linear_bias shape {tuple(linear_weight.shape[:-1])}, got {tuple(linear_bias.shape)}")
+    if linear_weight.dim() > 2 and input.dim() != 2:
+        raise RuntimeError(
+            f"{NAME}: K-dimensional loss defined by linear_weight shape {tuple(linear_weight.shape)} requires batched input, "
+            f"(N, {input.shape[-1]}), got input of shape {tuple(input.shape)}"
+        )
+    for argument, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{NAME}: expected all tensors on one device, but input is on {input.device} and {argument} on {tensor.device}"
+            )
+        if tensor is not None and tensor.dtype != input.dtype and not _checks.autocast(input):
+            raise RuntimeError(f"{NAME}: expected input and {argument} to have the same dtype, got {input.dtype} and {tensor.dtype}")
+
+
+def _by_logits(
+    x: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None, settings: dict, soft: bool,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    """The loss, and the extra outputs asked for, of logits that are stored, in the dtype that sums are kept in."""
+    classes, *places = linear_weight.shape[:-1]
+    x, linear_weight = _as_linear_takes_them(x, linear_weight)
+    wide = accumulate_dtype(torch.promote_types(x.dtype, target.dtype) if soft else x.dtype)
+    with without_autocast(x.device):
+        logits = x.to(wide) @ linear_weight.flatten(0, -2).to(wide).t()
+        logits = logits if linear_bias is None else logits + linear_bias.flatten().to(wide)
+        found = cross_entropy(
+            logits.view(-1, classes, *places), target.to(wide) if soft else target, None if weight is None else weight.to(wide), **settings,
+            backend=backend,
+        )
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _as_linear_takes_them(x: Tensor, linear_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands in autocast's dtype where it is on."""
+    if not _checks.autocast(x) or x.dtype == torch.float64:
+        return x, linear_weight
+    kind = torch.get_autocast_dtype(x.device.type)
+    return x.to(kind), linear_weight.to(kind)
+
+
+def _by_statistics(
+    x: Tensor,  # (N, D)
+    linear_weight: Tensor,  # (C, D)
+    target: Tensor,  # (N) or (N, C)
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    settings: dict,
+    soft: bool,
+    memory_budget: int | None,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    """The loss, and the extra outputs asked for, from statistics of the rows of logits."""
+    smoothing, scale = settings["label_smoothing"], float(settings["logit_scale"])
+    ignore_index, classes = settings["ignore_index"], linear_weight.shape[0]
+    x, linear_weight = _as_linear_takes_them(x, linear_weight)
+    wide = accumulate_dtype(torch.promote_types(x.dtype, target.dtype) if soft else x.dtype)
+    mixed = soft or (smoothing > 0 and weight is not None)
+    if mixed:  # two gradients reach the linear layer: they are added before they are rounded
+        x, linear_weight = x.to(wide), linear_weight.to(wide)
+    bias = None if linear_bias is None else linear_bias.to(wide) * scale
+    label, counts = _labels(target, classes, ignore_index, soft)
+
+    terms = [Term("lse"), Term("sum", "positive")]
+    if smoothing and not mixed:
+        terms.append(Term("sum"))
+    if settings["return_accuracy"]:
+        terms.append(Term("max"))
+    cap = settings["softcap"]
+    scores = Scores(x, linear_weight, None, bias, scale, "none" if cap is None else "softcap", 1.0 if cap is None else float(cap))
+    index = torch.arange(classes, device=label.device, dtype=label.dtype)
+    lse, hit, *rest = (
+        pair_statistics(NAME, scores, terms, (label, index), backend=backend, memory_budget=memory_budget)
+    )
+    z = lse.value
+    weight = None if weight is None else weight.to(z.dtype)
+    if soft:
+        q = target.to(z.dtype) * (1 - smoothing) + smoothing / classes
+        q = q if weight is None else q * weight
+        rows = z * q.sum(1) - _expected(x, linear_weight, bias, q, scale)
+        divisor = None
+    else:
+        rows, divisor = _of_index(target, counts, z, hit, weight)
+        if smoothing and mixed:
+            spread = weight.expand(len(x), classes)
+            rows = rows * (1 - smoothing) + smoothing / classes * (z * weight.sum() - _expected(x, linear_weight, bias, spread[:1], scale))
+        elif smoothing:
+            rows = rows * (1 - smoothing) + smoothing * (z - rest[0].value / classes)
+    if settings["z_loss"]:
+        rows = rows + settings["z_loss"] * z.square()
+    rows = rows if soft else torch.where(counts, rows, 0.0)
+    extras = [z] if settings["return_lse"] else []
+    if settings["return_accuracy"]:
+        extras.append(((hit.value >= rest[-1].value) & counts).detach().to(z.dtype))
+    return _reduced(rows, divisor, settings), *extras
+
+
+def _labels(target: Tensor, classes: int, ignore_index: int, soft: bool) -> tuple[Tensor, Tensor]:
+    """The class of each row, and which rows count."""
+    if soft:
+        return target.argmax(1), torch.ones_like(target[:, 0], dtype=torch.bool)
+    _checks.labels_in_range(NAME, target, classes, ignore_index)
+    label = target.long()
+    counts = label != ignore_index
+    return torch.where(counts, label, -1), counts
+
+
+def _expected(x: Tensor, linear_weight: Tensor, bias: Tensor | None, q: Tensor, scale: float) -> Tensor:
+    """``sum_c q_c z_c`` of each row, z scaled."""
+    with without_autocast(x.device):
+        found = scale * (x * (q @ linear_weight)).sum(1)
+        return found if bias is None else found + q @ bias
+
+
+def _of_index(target: Tensor, counts: Tensor, z: Tensor, hit: Statistic, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A loss for each row, NaN of a label that no class has, and what a mean divides by."""
+    known = hit.count > 0
+    rows = torch.where(known, z - hit.value, torch.where(counts, math.nan, 0.0))
+    if weight is None:
+        return rows, counts.sum().to(z.dtype)
+    each = weight[torch.where(known, target.long(), 0)]
+    return rows * each, torch.where(counts, each, 0.0).sum()
+
+
+def _reduced(rows: Tensor, divisor: Tensor | None, settings: dict) -> Tensor:
+    if settings["reduction"] == "none":
+        return rows
+    if settings["reduction"] == "sum":
+        return rows.sum()
+    divisor = rows.new_full((), rows.numel()) if divisor is None else divisor
+    return rows.sum() / torch.where(divisor == 0, math.inf if settings["empty"] == "zero" else math.nan, divisor)
