@@ -171,7 +171,8 @@ def _masks(settings: Settings, shape: tuple[int, int], like: Tensor, row_label, 
     """Which pairs are of each of :data:`MASKS`, (N, M) each."""
     rows, columns = shape
     if codes is not None:
-        found = {"positive": (codes.t() & 1) > 0, "negative": (codes.t() & 2) > 0, "all": codes.t() > 0}
+        codes = codes.t().contiguous()  # masks laid out as those of labels, for the same bits
+        found = {"positive": (codes & 1) > 0, "negative": (codes & 2) > 0, "all": codes > 0}
     else:
         every = torch.ones(shape, dtype=torch.bool, device=like.device)
         found = {"all": every, "positive": every, "negative": every}
@@ -363,6 +364,9 @@ def pair_statistics(
     if backend == "eager":
         found = formula(settings, *inputs)
     else:
+        if codes is not None and scores.b is None:  # kernels take the pairs of one set to be symmetric, which codes need not be
+            both = scores.a.to(accumulate_dtype(scores.a.dtype))  # so that the two gradients are added before they are rounded
+            inputs = (both, both, scores.row_bias, scores.row_bias, *inputs[4:])
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
         found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]

@@ -124,7 +124,7 @@ def every_case() -> list[Pairs]:
         term = reduce, mask, functor, side, len(cases) % 2 == 0, len(cases) % 4 < 2
         bounded = functor in BOUNDED
         cases.append(
-            Pairs(rows, columns, features, (term,), masks if columns or masks != "codes" else "labels",
+            Pairs(rows, columns, features, (term,), masks,
                   (None, 0, 3)[len(cases) % 3] if columns else 0 if bounded else (None, 0)[len(cases) % 2], not bounded and len(cases) % 2 == 1,
                   "none" if bounded else pair.TRANSFORMS[len(cases) % 4], len(cases))
         )

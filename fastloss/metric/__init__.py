@@ -1,3 +1,3 @@
 """x"""
-from . import distances, losses, reducers, utils
+from . import distances, losses, miners, reducers, regularizers, utils
 __version__ = "2.9.0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +13,14 @@ from .distances import BaseDistance
 from .utils import loss_and_miner_utils as lmu
 
 
-class Copies(NamedTuple):
-    """In the place of an indices_tuple: all pairs by label, but not row i with its own copy, reference row ``i + offset``."""
-
-    offset: int
+def by_labels(labels: Tensor | None, indices_tuple) -> bool:
+    """Whether labels alone say which pairs count."""
+    return labels is not None and (indices_tuple is None or isinstance(indices_tuple, lmu.Copies))
 
 
 def listed_pairs(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None) -> tuple[Tensor, ...]:
     """``(a1, p, a2, n)`` of whatever says which pairs count."""
-    if not isinstance(indices_tuple, Copies):
+    if not isinstance(indices_tuple, lmu.Copies):
         return lmu.convert_to_pairs(indices_tuple, labels, ref_labels)
     a1, p, a2, n = lmu.get_all_pairs_indices(labels, ref_labels)
     kept = p != a1 + indices_tuple.offset
@@ -31,7 +29,7 @@ def listed_pairs(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None
 
 def listed_triplets(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None, t_per_anchor: int | str) -> tuple[Tensor, ...]:
     """``(a, p, n)`` of whatever says which triplets count."""
-    if isinstance(indices_tuple, Copies):
+    if isinstance(indices_tuple, lmu.Copies):
         indices_tuple = listed_pairs(indices_tuple, labels, ref_labels)
     return lmu.convert_to_triplets(indices_tuple, labels, ref_labels, t_per_anchor=t_per_anchor)
 
@@ -49,7 +47,7 @@ class PairScores:
         ref_emb: (M, D); the same object for the set itself.
         labels: (N,), or None.
         ref_labels: (M,); the same object, or None, for the labels of the rows, of which none is then its own partner.
-        indices_tuple: pairs or triplets, :class:`Copies`, or None.
+        indices_tuple: pairs or triplets, :class:`~utils.loss_and_miner_utils.Copies`, or None.
 
     Raises:
         AssertionError: a pair is listed both as positive and as negative; looked at on the CPU only.
@@ -67,7 +65,7 @@ class PairScores:
         self.matrix = distance(embeddings, ref_emb) if self.scores is None else None
         self.like = self.scores.a if self.matrix is None else self.matrix
         self.labels = self.codes = self.skip = None
-        if indices_tuple is None or isinstance(indices_tuple, Copies):
+        if indices_tuple is None or isinstance(indices_tuple, lmu.Copies):
             own = ref_labels is None or ref_labels is labels
             self.labels = labels, None if own else ref_labels
             self.skip = indices_tuple.offset if indices_tuple is not None else 0 if own else None

@@ -37,6 +37,8 @@ class BaseMetricLossFunction(ModuleWithReducerAndDistance):
         >>> loss = losses.MultiSimilarityLoss()(embeddings, labels, pairs)
     """
 
+    takes_copies = False  # whether compute_loss knows pairing.Copies
+
     def __init__(self, embedding_regularizer=None, embedding_reg_weight: float = 1, **kwargs) -> None:
         self.has_embedding_regularizer = embedding_regularizer is not None
         super().__init__(**kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairing import PairScores, listed_pairs, listed_scores
+from ..pairing import PairScores, by_labels, listed_pairs, listed_scores
 from ..reducers import Sums
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction
@@ -24,6 +24,8 @@ class GenericPairLoss(BaseMetricLossFunction):
     Raises:
         ValueError: neither labels nor indices.
     """
+
+    takes_copies = True
 
     def __init__(self, mat_based_loss: bool, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -83,8 +85,7 @@ class PairLoss(GenericPairLoss):
         super().__init__(mat_based_loss=False, **kwargs)
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        by_labels = labels is not None and (indices_tuple is None or not isinstance(indices_tuple[0], Tensor))
-        if not (by_labels and self.takes_sums()):
+        if not (by_labels(labels, indices_tuple) and self.takes_sums()):
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()

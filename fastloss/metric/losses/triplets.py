@@ -10,16 +10,11 @@ from torch import Tensor
 from ...pair import Scores, Term, pair_statistics
 from ..blocks import block_sums
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
-from ..pairing import Copies, PairScores, listed_pairs, listed_scores, listed_triplets
+from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed_triplets
 from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, Sums, SumReducer, reducer_of
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction
 from .pairs import softplus
-
-
-def by_labels(labels: Tensor | None, indices_tuple) -> bool:
-    """Whether labels alone say which pairs count."""
-    return labels is not None and (indices_tuple is None or isinstance(indices_tuple, Copies))
 
 
 class TripletMarginLoss(BaseMetricLossFunction):
@@ -36,6 +31,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
         smooth_loss: softplus instead of relu.
         triplets_per_anchor: "all", or how many are drawn at random where there is no indices_tuple.
     """
+
+    takes_copies = True
 
     def __init__(
         self, margin: float = 0.05, swap: bool = False, smooth_loss: bool = False, triplets_per_anchor: int | str = "all", **kwargs
@@ -106,6 +103,8 @@ class MarginLoss(BaseMetricLossFunction):
         learn_beta: whether beta is a parameter.
         num_classes: for a beta of each class; None for one.
     """
+
+    takes_copies = True
 
     def __init__(
         self, margin: float = 0.2, nu: float = 0, beta: float = 1.2, triplets_per_anchor: int | str = "all", learn_beta: bool = False,
@@ -181,6 +180,8 @@ class AngularLoss(BaseMetricLossFunction):
     Args:
         alpha: in degrees.
     """
+
+    takes_copies = True
 
     def __init__(self, alpha: float = 40, **kwargs) -> None:
         super().__init__(**kwargs)

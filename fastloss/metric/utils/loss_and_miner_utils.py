@@ -7,11 +7,18 @@ object as ``labels``, or None, a row is no partner of itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 IndicesTuple = Sequence[Tensor]
+
+
+class Copies(NamedTuple):
+    """In the place of an indices_tuple: all pairs by label, but not row i with its own copy, reference row ``i + offset``."""
+
+    offset: int
 
 
 def logsumexp(x: Tensor, keep_mask: Tensor | None = None, add_one: bool = True, dim: int = 1) -> Tensor:
