@@ -24,8 +24,8 @@ INSTRUCTION_SETS = {
         "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c",
     ],
 }
-ENGINES = ("row", "elementwise", "overlap", "box", "sort")
-CPU_ENGINES = (*ENGINES, "margin", "pair")
+ENGINES = ("row", "elementwise", "overlap", "box", "sort", "pair")
+CPU_ENGINES = (*ENGINES, "margin")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 

@@ -71,7 +71,7 @@ struct PairLifted {
   template <class V>
   FL_HD static PairValue<V> eval(V s, V p, V q, const V* c) {
     const V top = larger(p, q), bottom = smaller(p, q);
-    const auto empty = equal(top, V(-std::numeric_limits<float>::infinity()));
+    const auto empty = equal(top, V(-INFINITY));
     const V gap = select(empty, V(0), bottom - top);  // of two that are empty it would be NaN
     const V e = exp(gap), unit = V(1) / (V(1) + e);
     const V both = select(empty, V(0), top + log1p(e));

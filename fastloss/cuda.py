@@ -7,11 +7,13 @@ to it that every tensor has the type and the layout that the kernels read.
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _checks, box, elementwise, overlap, row
+from . import _checks, box, elementwise, overlap, pair, row
 from .elementwise import MAX_DIMS, divided_by
 from .engine import REDUCTIONS, accumulate_dtype, library
 from .sort import DeviceCall, Settings, device_call, sorted_forward
@@ -271,6 +273,76 @@ class _Extension:
                 self.sort_plan(call, stats).backward(_address(slopes), _address(shares), _address(upstream), _address(grad))
         return grad
 
+    def _pair_plan(self, role: int, settings: pair.Settings, a, b, row_bias, column_bias, row_label, column_label, codes):
+        """A call for the rows of the scores (role 0) or for their columns (role 1), without terms."""
+        sets = a, a if b is None else b
+        biases = row_bias, row_bias if b is None else column_bias
+        labels = row_label, row_label if column_label is None else column_label
+        sets, biases, labels = ((two[role], two[1 - role]) for two in (sets, biases, labels))
+        skip = settings.skip if role == 0 or settings.skip is None else -settings.skip
+        return self.module.PairPlan(
+            _SCALARS[a.dtype], (sets[0].shape[0], *sets[1].shape), *(tuple(map(_address, two)) for two in (sets, biases, labels)),
+            _address(codes), skip, settings.scale, settings.transform, settings.cap, self._on(a)[0],
+        )
+
+    def pair_forward(self, *arguments):
+        inputs, params, settings = arguments[:7], arguments[7], pair.Settings(*arguments[8:])
+        found = pair.forward_outputs(inputs[0], inputs[1], settings.terms)
+        terms = _terms(settings)
+        with self._on(inputs[0])[1]:
+            for role in (0, 1):
+                mine = [k for k, ((*_, side), _) in enumerate(terms) if side == role]
+                if not mine or not found[2 * mine[0]].numel():
+                    continue
+                plan = self._pair_plan(role, settings, *inputs)
+                for k in mine:
+                    (*term, _), constants = terms[k]
+                    given = tuple(map(_address, _own_first(params, k, role)))
+                    plan.add(term, (True, role == 0), constants, given, _address(found[2 * k]), _address(found[2 * k + 1]), 0, 0)
+                plan.forward()
+        return found
+
+    def pair_backward(self, grads, statistics, *arguments):
+        inputs, params, settings, want = arguments[:7], arguments[7], pair.Settings(*arguments[8:14]), arguments[14]
+        a, b, *biases = inputs[:4]
+        terms = _terms(settings)
+        made = pair.backward_outputs(a, b, *biases, params, want)
+        active = [k for k, grad in enumerate(grads) if grad is not None and terms[k][0][1] != pair.REDUCES.index("max")]
+        if not active or not a.shape[0] or b is not None and not b.shape[0]:
+            return [grad.zero_() for grad in made]
+        for k, grad in enumerate(made[4:]):
+            if k // 2 not in active:
+                grad.zero_()
+        by_set, by_bias, by_param = ([_address(grad) if wanted else 0 for grad, wanted in zip(made[part], want[part])]
+                                     for part in (slice(2), slice(2, 4), slice(4, None)))
+        with self._on(a)[1]:
+            for role in (0,) if b is None else (0, 1):
+                roles = (0, 1) if b is None else (role,)
+                if not (by_set[role] or by_bias[role] or any(by_param[2 * k + r] for k in active for r in roles)):
+                    continue
+                plan = self._pair_plan(role, settings, *inputs)
+                for k, r in itertools.product(active, roles):
+                    (*term, side), constants = terms[k]
+                    given = tuple(map(_address, _own_first(params, k, r)))
+                    plan.add(
+                        term, (side == r, r == 0), constants, given, _address(statistics[k]), 0, _address(grads[k]), by_param[2 * k + r]
+                    )
+                grad = made[role]
+                sums = grad if grad.dtype == statistics[0].dtype else statistics[0].new_empty(grad.shape)
+                plan.backward(by_set[role], _address(sums), by_bias[role])
+        return made
+
+
+def _terms(settings: pair.Settings) -> list[tuple[list[int], list[float]]]:
+    """Functor, reduce, mask and side of each term, and its constants."""
+    count = len(settings.terms) // 4
+    return [(settings.terms[4 * k : 4 * k + 4], settings.constants[pair.CONSTANTS * k : pair.CONSTANTS * (k + 1)]) for k in range(count)]
+
+
+def _own_first(params: Sequence[Tensor | None], term: int, role: int) -> tuple[Tensor | None, Tensor | None]:
+    """The term's parameters, first that of the rows or columns which have the role."""
+    return params[2 * term + role], params[2 * term + 1 - role]
+
 
 class _SortKernels:
     """:class:`fastloss.sort.DeviceKernels` of one of the two extensions."""
@@ -300,7 +372,7 @@ class _SortKernels:
 _OPS = (
     "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward",
     "overlap_forward", "overlap_backward", "box_forward", "box_backward", "box_pairs_forward", "box_pairs_backward",
-    "sort_forward", "sort_backward",
+    "sort_forward", "sort_backward", "pair_forward", "pair_backward",
 )
 
 

@@ -24,6 +24,8 @@ using fastloss::ElementwiseCall;
 using fastloss::ElementwiseLaunch;
 using fastloss::OverlapCall;
 using fastloss::OverlapLaunch;
+using fastloss::PairCall;
+using fastloss::PairLaunch;
 using fastloss::RowCall;
 using fastloss::RowLaunch;
 using Address = uintptr_t;
@@ -248,6 +250,62 @@ void box_pairs_backward(const std::string& functor, int scalar, int64_t rows, in
   fastloss::box_pairs_backward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
 }
 
+using OwnAndOther = std::array<Address, 2>;
+
+// The pair engine's call for the rows of one set, to which terms are added.
+struct PairPlan {
+  PairCall call{};
+  PairLaunch launch{};
+
+  // sizes: own and other rows, features
+  PairPlan(int scalar, const std::array<int64_t, 3>& sizes, const OwnAndOther& sets, const OwnAndOther& biases, const OwnAndOther& labels,
+           Address codes, std::optional<int64_t> skip, double scale, int transform, double cap, Address stream) {
+    launch.scalar = static_cast<fastloss::Scalar>(scalar);
+    launch.own = pointer(sets[0]);
+    launch.other = pointer(sets[1]);
+    launch.stream = pointer(stream);
+    std::tie(call.own, call.other, call.features) = std::tuple_cat(sizes);
+    call.own_bias = pointer(biases[0]);
+    call.other_bias = pointer(biases[1]);
+    call.own_label = pointer(labels[0]);
+    call.other_label = pointer(labels[1]);
+    call.codes = static_cast<const uint8_t*>(pointer(codes));
+    call.skips = skip.has_value();
+    call.skip = skip.value_or(0);
+    call.scale = scale;
+    call.transform = static_cast<fastloss::PairTransform>(transform);
+    call.cap = cap;
+  }
+
+  // term: functor, reduce, mask; own: whether it is of the own rows, and whether those are the functor's rows
+  void add(const std::array<int, 3>& term, const std::array<bool, 2>& own, const std::array<double, fastloss::kPairConstants>& constants,
+           const OwnAndOther& params, Address value, Address count, Address grad, Address param_grad) {
+    if (call.terms == 2 * fastloss::kMaxPairTerms) throw_too_many();
+    launch.count[call.terms] = pointer(count);
+    launch.param_grad[call.terms] = pointer(param_grad);
+    fastloss::PairTerm& to = call.term[call.terms++];
+    to = {term[0], static_cast<fastloss::PairReduce>(term[1]), static_cast<fastloss::PairMask>(term[2]), own[0], own[1], {},
+          pointer(params[0]), pointer(params[1]), pointer(value), pointer(grad)};
+    std::copy(constants.begin(), constants.end(), to.constants);
+  }
+
+  void forward() const {
+    if (call.terms > fastloss::kMaxPairTerms) throw_too_many();
+    fastloss::pair_forward(call, launch);
+  }
+  void backward(Address grad, Address sums, Address bias_grad) const {
+    PairLaunch with = launch;
+    with.grad = pointer(grad);
+    with.sums = pointer(sums);
+    with.bias_grad = pointer(bias_grad);
+    fastloss::pair_backward(call, with);
+  }
+
+  [[noreturn]] static void throw_too_many() {
+    throw std::invalid_argument("fastloss: a call of the pair engine has at most " + std::to_string(fastloss::kMaxPairTerms) + " terms");
+  }
+};
+
 using fastloss::SortCall;
 using fastloss::SortLaunch;
 
@@ -314,6 +372,12 @@ PYBIND11_MODULE(FASTLOSS_MODULE, module) {
   module.def("box_pairs_backward", box_pairs_backward);
   module.attr("SORT_TILE") = fastloss::sort_tile();
   const pybind11::call_guard<pybind11::gil_scoped_release> released;
+  pybind11::class_<PairPlan>(module, "PairPlan")
+      .def(pybind11::init<int, const std::array<int64_t, 3>&, const OwnAndOther&, const OwnAndOther&, const OwnAndOther&, Address,
+                          std::optional<int64_t>, double, int, double, Address>())
+      .def("add", &PairPlan::add)
+      .def("forward", &PairPlan::forward, released)
+      .def("backward", &PairPlan::backward, released);
   pybind11::class_<SortPlan>(module, "SortPlan")
       .def(pybind11::init<const std::string&, int, const std::array<int64_t, 8>&, Address, const std::tuple<Address, bool, bool, int64_t>&,
                           int64_t, Address, Address, Address, Address>())

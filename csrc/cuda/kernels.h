@@ -4,6 +4,7 @@
 #include "../box.h"
 #include "../elementwise.h"
 #include "../overlap.h"
+#include "../pair.h"
 #include "../row.h"
 #include "../sort.h"
 
@@ -45,6 +46,18 @@ struct BoxLaunch {
   void* stream;
 };
 
+// Of a call's terms, those of the forward are statistics of the own rows.
+struct PairLaunch {
+  Scalar scalar;
+  const void *own, *other;               // (own, features) and (other, features), contiguous
+  void* count[2 * kMaxPairTerms];        // forward: acc, of each term; the statistic itself goes to PairTerm::value
+  void* param_grad[2 * kMaxPairTerms];   // backward: acc, of the own parameter of each term; this and the next two null where not wanted
+  void* grad;                            // backward: of the own set
+  void* bias_grad;                       // backward: acc, of the own bias
+  void* sums;                            // backward: acc (own, features), scratch; may be `grad` if that is acc
+  void* stream;
+};
+
 struct SortLaunch {
   const char* errors;
   Scalar scalar;
@@ -76,6 +89,9 @@ void box_forward(const BoxCall& call, const BoxLaunch& launch);
 void box_backward(const BoxCall& call, const BoxLaunch& launch);
 void box_pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch);
 void box_pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch);
+// pair_forward() may find no other rows, pair_backward() finds some.
+void pair_forward(const PairCall& call, const PairLaunch& launch);
+void pair_backward(const PairCall& call, const PairLaunch& launch);
 
 // The steps of the sort engine, on `count` rows from row `first` of all groups on. What they write is laid out as in SortedRows.
 void sort_statistics(const SortCall& call, const SortLaunch& launch);
