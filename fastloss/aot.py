@@ -327,7 +327,7 @@ def _pair_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
     a, b = numbers(rows, features, of=dtype), None if alone else numbers(rows, features, of=dtype)
     bias, label = (numbers(rows), numbers(rows)) if full else (None, None)
     codes = numbers(rows, rows, of=torch.uint8) if alone else None
-    chosen = [(functor, "lse", "all", 0)]
+    chosen = [(functor, "lse" if functor in ("linear", "circle") else "sum", "all", 0)]
     if full:
         chosen = [(functor, "sum", "positive", 0), ("linear", "lse", "negative", 1), ("softplus", "sum", "negative", 1), ("circle", "max", "all", 0)]
     terms = [number for name, reduce, mask, side in chosen

@@ -412,27 +412,28 @@ def _weight(term, value, statistic, grad):
 
 
 @triton.jit
-def _add_product(acc, g, y, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+def _power(exponent):
+    """2 to the power of `exponent` - 127; 0 where that is too small for a normal number."""
+    return (tl.maximum(exponent, 0) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _add_product(acc, exponent, g, y, PARTS: tl.constexpr, PRECISION: tl.constexpr):
     """acc + g @ y with `g` as precise as float32: of narrow types it is the sum of PARTS numbers."""
     if y.dtype == acc.dtype:
-        return _dot(g, y, acc, PRECISION)
-    elif y.dtype == tl.bfloat16:
+        return _dot(g, y, acc, PRECISION), exponent
+    else:
+        if y.dtype == tl.float16:
+            # float16 ends at 65504 and 6e-8, so each row is multiplied by the power of two that brings its largest number to 2^14.
+            largest = tl.maximum(exponent, tl.minimum(tl.max(tl.abs(g), 1).to(tl.int32, bitcast=True) >> 23, 253))
+            acc *= _power(127 + exponent - largest)[:, None]
+            g *= _power(268 - largest)[:, None]
+            exponent = largest
         for _ in tl.static_range(PARTS):
-            part = g.to(tl.bfloat16)
+            part = g.to(y.dtype)
             acc = _dot(part, y, acc, PRECISION)
             g -= part.to(acc.dtype)
-        return acc
-    else:
-        # Each row times a power of two that brings its largest number below 2^15, since float16 ends at 65504 and 6e-8.
-        exponent = tl.max(tl.abs(g), 1).to(tl.int32, bitcast=True) >> 23
-        exponent = tl.minimum(tl.maximum(exponent, 16), 253)
-        g *= ((268 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
-        product = tl.zeros_like(acc)
-        for _ in tl.static_range(PARTS):
-            part = g.to(tl.float16)
-            product = _dot(part, y, product, PRECISION)
-            g -= part.to(acc.dtype)
-        return acc + product * ((exponent - 14) << 23).to(tl.float32, bitcast=True)[:, None]
+        return acc, exponent
 
 
 @triton.jit(do_not_specialize=FIXED)
@@ -487,6 +488,7 @@ def pair_backward_kernel(
         sums = sums + (none,)
     grad_bias = none
     grad = tl.zeros((ROWS, WIDTH), ACC)
+    exponent = tl.full((ROWS,), 16, tl.int32)  # of the largest number so far
     x = None
     if FITS:
         x = _rows(own_ptr, own, own_live, features, 0, DEPTH)
@@ -529,9 +531,11 @@ def pair_backward_kernel(
         if grad_ptr is not None:
             if not FITS:
                 y = _rows(other_ptr, other, other_live, features, first, WIDTH)
-            grad = _add_product(grad, g, y, PARTS, PRECISION)
+            grad, exponent = _add_product(grad, exponent, g, y, PARTS, PRECISION)
 
     if grad_ptr is not None:
+        if own_ptr.dtype.element_ty == tl.float16:
+            grad *= _power(exponent - 14)[:, None]
         d = first + tl.arange(0, WIDTH)
         tl.store(grad_ptr + (own * features)[:, None] + d[None, :], scale * grad, mask=own_live[:, None] & (d < features)[None, :])
     own_live = own_live & (first == 0)  # every part of the features has the same sums
