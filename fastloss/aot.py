@@ -52,6 +52,10 @@ _ALIGNED = ("plain", "dense")
 BOX_VARIANTS = ("plain", "full")
 # Of the sort engine: all classes of aligned images; a list of classes of one image each, with an ignored label.
 SORT_VARIANTS = ("plain", "full")
+# Of the pair engine: one term of two sets, with and without TF32; four terms of two sets with labels, parameters and biases; four terms
+# of a set compared with itself, with codes. The last two of many features, so that no tile holds all.
+PAIR_VARIANTS = ("plain", "tf32", "full", "alone")
+_FULL_PAIR = "lifted"
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -295,6 +299,51 @@ def _sort_launches(errors: str, variant: str, dtype: torch.dtype) -> None:
     sort.sort_backward(loss, input, target, stats, slopes, shares, *settings)
 
 
+def _pair_cases(quick: bool) -> Iterator[_Case]:
+    """Every functor in one dtype, and every dtype with every variant."""
+    from fastloss.kernels.pair import PAIR
+
+    def case(functor: str, variant: str, dtype: torch.dtype) -> _Case:
+        return _Case(functor, variant, dtype, "contiguous", functools.partial(_pair_launches, functor, variant, dtype))
+
+    for dtype in DTYPES[:2] if quick else DTYPES:
+        for variant in PAIR_VARIANTS:
+            if variant != "tf32" or dtype == torch.float32:
+                yield case("linear" if variant in ("plain", "tf32") else _FULL_PAIR, variant, dtype)
+    for functor in () if quick else list(PAIR)[1:]:
+        yield case(functor, "plain", torch.bfloat16)
+
+
+def _pair_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
+    from fastloss import pair
+    from fastloss.kernels import pair as kernels
+
+    full, alone = variant in ("full", "alone"), variant == "alone"
+    rows, features = (1000, 777) if full else (1024, 128)
+
+    def numbers(*shape: int, of: torch.dtype = accumulate_dtype(dtype)) -> torch.Tensor:
+        return torch.empty(*shape, dtype=of, device="meta")
+
+    a, b = numbers(rows, features, of=dtype), None if alone else numbers(rows, features, of=dtype)
+    bias, label = (numbers(rows), numbers(rows)) if full else (None, None)
+    codes = numbers(rows, rows, of=torch.uint8) if alone else None
+    chosen = [(functor, "lse" if functor in ("linear", "circle") else "sum", "all", 0)]
+    if full:
+        chosen = [(functor, "sum", "positive", 0), ("linear", "lse", "negative", 1), ("softplus", "sum", "negative", 1), ("circle", "max", "all", 0)]
+    terms = [number for name, reduce, mask, side in chosen
+             for number in (list(pair.FUNCTORS).index(name), pair.REDUCES.index(reduce), pair.MASKS.index(mask), side)]
+    params = [numbers(rows) if full else None for _ in range(2 * len(chosen))]
+    inputs = a, b, bias, None if alone else bias, None if alone else label, None if alone else label, codes, params
+    settings = 0 if full else None, 1.0, pair.TRANSFORMS.index("sqrt" if full else "none"), 1.0, terms, [1.0] * (pair.CONSTANTS * len(chosen))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if variant == "tf32" else "highest")
+    try:
+        values = kernels.pair_forward(*inputs, *settings)[::2]
+        kernels.pair_backward(values, values, *inputs, *settings, [True] * (4 + len(params)), 0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
@@ -310,7 +359,7 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick), *_sort_cases(quick)]
+    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick), *_sort_cases(quick), *_pair_cases(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):
         case.launch()

@@ -79,7 +79,16 @@ BOX: dict[str, tuple[int, int]] = {
 }
 BOX_PAIRS: dict[int, tuple[int, int, int]] = {2: (4, 64, 128), 4: (4, 64, 128), 8: (4, 32, 128)}  # by bytes of a coordinate
 
-
+# The pair kernels, by bytes of a number: (features at the most, own rows of a tile, other rows, features of a step of the scores and of
+# the gradient, threads, stages of the loops). Where a step holds all features the own rows are read once. None has been timed on a GPU yet.
+PAIR: dict[tuple[str, int], tuple[tuple[int | None, int, int, int, int, int, int], ...]] = {
+    ("forward", 2): ((128, 64, 64, 128, 128, 128, 2), (None, 64, 64, 32, 32, 128, 2)),
+    ("forward", 4): ((None, 64, 32, 16, 16, 128, 2),),
+    ("forward", 8): ((None, 16, 16, 16, 16, 128, 1),),
+    ("backward", 2): ((128, 64, 32, 128, 128, 128, 2), (None, 64, 32, 32, 128, 128, 2)),
+    ("backward", 4): ((None, 32, 16, 16, 64, 128, 1),),
+    ("backward", 8): ((None, 16, 16, 16, 16, 128, 1),),
+}
 
 def layout_class(contiguous: bool, dtype: torch.dtype, channels_last: bool = False) -> str:
     """The key of a problem in the tables."""

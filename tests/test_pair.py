@@ -104,7 +104,8 @@ def check(case: Pairs, dtype: torch.dtype, backend: str, **options) -> None:
         size = float(scale.max()) if scale.numel() else 0.0
         wide = torch.finfo(accumulate_dtype(dtype)).eps
         allowed = 4 * (float(error.max()) if error.numel() else 0.0) + 16 * wide * (1 + size) * case.features**0.5
-        rounding = torch.finfo(got.dtype).eps * scale * 0.51
+        # Triton's interpreter truncates to bfloat16 where a GPU rounds to nearest.
+        rounding = torch.finfo(got.dtype).eps * scale * (1.0 if backend in INTERPRETED else 0.51)
         wrong = (got.double() - wanted)[finite].abs() > allowed + rounding
         assert not wrong.any(), f"{case}: {name}: off by {float((got.double() - wanted)[finite].abs().max()):.3g}, allowed {allowed:.3g}"
 
