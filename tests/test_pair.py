@@ -12,6 +12,7 @@ import torch
 from fastloss import pair
 from fastloss.engine import accumulate_dtype
 from fastloss.pair import Scores, Term, pair_statistics
+from test_memory import poisoned
 
 QUICK = ("cpu",)  # backends of the quick run
 INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
@@ -181,3 +182,15 @@ def test_empty_sets(compiled):
         assert torch.equal(best.count, torch.full((rows,), -1.0)) and torch.equal(other.count, torch.full((columns,), -1.0))
         total.value.sum().backward()
         assert torch.equal(b.grad, torch.zeros_like(b)) and torch.equal(a.grad, torch.zeros_like(a))
+
+
+def test_gradients_of_what_takes_no_part(compiled):
+    """A statistic that nothing is made of leaves the gradients of its own parameters 0, and the others as they are."""
+    a, b, p, q = (torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((9, 4), (6, 4), (9,), (6,)))
+    terms = [Term("lse"), Term("sum", functor="softplus", row=p, column=q), Term("max", row=p, side="column")]
+    with poisoned():
+        lse = pair_statistics("pair", Scores(a, b), terms, backend=compiled)[0].value
+        grads = torch.autograd.grad(lse.sum(), (a, b, p, q), allow_unused=True)
+    wanted = torch.autograd.grad((a @ b.t()).logsumexp(1).sum(), (a, b))
+    assert all(torch.allclose(got, want, rtol=1e-12, atol=1e-14) for got, want in zip(grads, wanted))
+    assert all(grad is None or torch.equal(grad, torch.zeros_like(grad)) for grad in grads[2:])
