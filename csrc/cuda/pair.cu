@@ -198,7 +198,8 @@ __device__ __forceinline__ void make_scores(const Settings<AccOf<T>>& s, int64_t
 #pragma unroll
     for (int i = 0; i < kHeight; ++i) {
       const A own_bias = s.own_bias && first_own + row + i < s.own ? s.own_bias[first_own + row + i] : A(0);
-      tiles.scores[(column + j) * S::kOwnStep + row + i] = pair_transform(s.transform, s.scale * dot[i][j] + (own_bias + other_bias), s.cap);
+      const A score = s.scale * dot[i][j] + (own_bias + other_bias);
+      tiles.scores[(column + j) * S::kOwnStep + row + i] = pair_transform(s.transform, score, s.cap);
     }
   }
   __syncthreads();
