@@ -59,7 +59,7 @@ _FULL_PAIR = "lifted"
 
 
 def check(rows: Sequence[dict]) -> list[str]:
-    """What is wrong with compiled kernels: register spills, too much shared memory, narrow accesses to aligned data."""
+    """What is wrong with compiled kernels: spills, too much shared memory, narrow accesses to aligned data, products without tensor cores."""
     found = []
     for row in rows:
         name = "{kernel} {functor} {variant} {dtype} {configuration} {target}".format_map(row)
@@ -70,6 +70,9 @@ def check(rows: Sequence[dict]) -> list[str]:
             found.append(f"{name}: {row['shared']} bytes of shared memory, wanted at most {limit}")
         if row["variant"] in _ALIGNED and row["streams"] and row["access_bytes"] < 16:
             found.append(f"{name}: accesses of {row['access_bytes']} bytes to aligned data, wanted 16")
+        multiplies = row["kernel"].startswith("pair_") and (row["dtype"] in ("bfloat16", "float16") or row["variant"] == "tf32")
+        if multiplies and not row["has_mma"]:
+            found.append(f"{name}: products without tensor cores, wanted with them")
     return found
 
 
@@ -119,6 +122,9 @@ def rows(
 
     with ThreadPoolExecutor(min(len(targets), len(os.sched_getaffinity(0)))) as pool:
         return [row for found in pool.map(run, targets) for row in found]
+
+
+_TILE = ("ROWS", "BLOCK", "BLOCK_C", "BLOCK_S", "DEPTH", "WIDTH", "num_warps", "STAGES")  # what tells a kernel's configurations apart
 
 
 class _NamedGpu:
@@ -301,17 +307,16 @@ def _sort_launches(errors: str, variant: str, dtype: torch.dtype) -> None:
 
 def _pair_cases(quick: bool) -> Iterator[_Case]:
     """Every functor in one dtype, and every dtype with every variant."""
-    from fastloss.kernels.pair import PAIR
+    from fastloss.kernels.pair_functors import PAIR
 
-    def case(functor: str, variant: str, dtype: torch.dtype) -> _Case:
-        return _Case(functor, variant, dtype, "contiguous", functools.partial(_pair_launches, functor, variant, dtype))
-
-    for dtype in DTYPES[:2] if quick else DTYPES:
-        for variant in PAIR_VARIANTS:
-            if variant != "tf32" or dtype == torch.float32:
-                yield case("linear" if variant in ("plain", "tf32") else _FULL_PAIR, variant, dtype)
-    for functor in () if quick else list(PAIR)[1:]:
-        yield case(functor, "plain", torch.bfloat16)
+    narrow = torch.bfloat16
+    tried = [("linear", "plain", narrow), (_FULL_PAIR, "alone", narrow), ("linear", "tf32", torch.float32)]
+    if not quick:
+        tried += [("linear", "plain", dtype) for dtype in DTYPES if dtype != narrow] + [(_FULL_PAIR, "full", dtype) for dtype in DTYPES]
+        tried += [(_FULL_PAIR, "alone", dtype) for dtype in DTYPES if dtype != narrow]
+        tried += [(functor, "plain", narrow) for functor in PAIR if functor != "linear"]
+    for functor, variant, dtype in tried:
+        yield _Case(functor, variant, dtype, "contiguous", functools.partial(_pair_launches, functor, variant, dtype))
 
 
 def _pair_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
@@ -324,17 +329,18 @@ def _pair_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
     def numbers(*shape: int, of: torch.dtype = accumulate_dtype(dtype)) -> torch.Tensor:
         return torch.empty(*shape, dtype=of, device="meta")
 
-    a, b = numbers(rows, features, of=dtype), None if alone else numbers(rows, features, of=dtype)
+    a = numbers(rows, features, of=dtype)
     bias, label = (numbers(rows), numbers(rows)) if full else (None, None)
-    codes = numbers(rows, rows, of=torch.uint8) if alone else None
-    chosen = [(functor, "lse" if functor in ("linear", "circle") else "sum", "all", 0)]
+    terms = [pair.Term("lse" if functor in ("linear", "circle") else "sum", functor=functor)]
     if full:
-        chosen = [(functor, "sum", "positive", 0), ("linear", "lse", "negative", 1), ("softplus", "sum", "negative", 1), ("circle", "max", "all", 0)]
-    terms = [number for name, reduce, mask, side in chosen
-             for number in (list(pair.FUNCTORS).index(name), pair.REDUCES.index(reduce), pair.MASKS.index(mask), side)]
-    params = [numbers(rows) if full else None for _ in range(2 * len(chosen))]
-    inputs = a, b, bias, None if alone else bias, None if alone else label, None if alone else label, codes, params
-    settings = 0 if full else None, 1.0, pair.TRANSFORMS.index("sqrt" if full else "none"), 1.0, terms, [1.0] * (pair.CONSTANTS * len(chosen))
+        sums = [("sum", "positive", functor, "row"), ("lse", "negative", "linear", "column"), ("sum", "negative", "softplus", "column")]
+        terms = [pair.Term(reduce, mask, name, side=side, row=numbers(rows), column=numbers(rows)) for reduce, mask, name, side in sums]
+        terms.append(pair.Term("max", functor="circle"))
+    settings, params = pair._settings(terms, 0 if full else None, 1.0, pair.TRANSFORMS.index("sqrt" if full else "none"), 1.0)
+    if alone:
+        inputs = a, None, bias, None, None, None, numbers(rows, rows, of=torch.uint8), params
+    else:
+        inputs = a, numbers(rows, features, of=dtype), bias, bias, label, label, None, params
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if variant == "tf32" else "highest")
     try:
@@ -359,7 +365,8 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    cases = [*_row_cases(quick), *_elementwise_cases(quick), *_overlap_cases(quick), *_box_cases(quick), *_sort_cases(quick), *_pair_cases(quick)]
+    engines = _row_cases, _elementwise_cases, _overlap_cases, _box_cases, _sort_cases, _pair_cases
+    cases = [case for cases_of in engines for case in cases_of(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):
         case.launch()
@@ -368,12 +375,12 @@ def _compile_all(name: str, quick: bool) -> None:
             if binary.hash in seen:
                 continue
             seen.add(binary.hash)
-            tile = {key.lower(): options[key] for key in ("ROWS", "BLOCK", "BLOCK_C", "BLOCK_S", "num_warps", "STAGES") if key in options}
+            tile = {key.lower(): options[key] for key in _TILE if key in options}
             layout = {} if kernel == "reduce_kernel" else {"layout": case.layout}
             found.append(
                 {
                     "kernel": kernel,
-                    "functor": case.functor if "FN" in options else "",
+                    "functor": case.functor if "FN" in options or kernel.startswith("pair_") else "",
                     "variant": case.variant,
                     "dtype": str(case.dtype).removeprefix("torch."),
                     "configuration": " ".join(f"{key}={value}" for key, value in {**layout, **tile}.items()),

@@ -19,107 +19,9 @@ from fastloss.engine import accumulate_dtype, library
 from fastloss.pair import CONSTANTS, TRANSFORMS, Settings, backward_outputs, forward_outputs, unpack
 
 from . import INTERPRETED, launch
-from .functors import larger, log1p, sign, tanh
+from .functors import larger, tanh
+from .pair_functors import PAIR
 from .tuning import PAIR as TUNING
-
-# Functors take a tile of scores, the parameters p of the rows and q of the columns (None where there are none) and four constants, and
-# give the value and its derivatives with respect to the score, p and q.
-
-
-@triton.jit
-def _affine(s, p, q, c):
-    x = c[0] * s + c[1]
-    if p is not None:
-        x += p
-    if q is not None:
-        x += q
-    return x
-
-
-@triton.jit
-def _logistic(x):
-    """log(1 + exp(x)) and its derivative from one exponential."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, 0.0, x) + log1p(e), tl.where(x < 0, e, 1.0) / (1.0 + e)
-
-
-@triton.jit
-def linear(s, p, q, c):
-    return _affine(s, p, q, c), c[0], 1.0, 1.0
-
-
-@triton.jit
-def relu(s, p, q, c):
-    x = _affine(s, p, q, c)
-    slope = tl.where(x > 0, 1.0, tl.zeros_like(x))
-    return larger(x, tl.zeros_like(x)), c[0] * slope, slope, slope
-
-
-@triton.jit
-def square(s, p, q, c):
-    x = _affine(s, p, q, c)
-    x = larger(x, tl.zeros_like(x))
-    return x * x, c[0] * (x + x), x + x, x + x
-
-
-@triton.jit
-def softplus(s, p, q, c):
-    value, slope = _logistic(_affine(s, p, q, c))
-    return value, c[0] * slope, slope, slope
-
-
-@triton.jit
-def circle(s, p, q, c):
-    weight = c[0] * s + c[1]
-    slope = c[2] * larger(weight, tl.zeros_like(s))
-    return slope * (s - c[3]), slope, 0.0, 0.0
-
-
-@triton.jit
-def lifted(s, p, q, c):
-    none = tl.zeros((1, 1), s.dtype)
-    if p is None:
-        p = none
-    if q is None:
-        q = none
-    first = p < q
-    top = tl.where(first, q, p)
-    bottom = tl.where(first, p, q)
-    empty = top == float("-inf")
-    e = tl.exp(tl.where(empty, 0.0, bottom - top))  # the difference of two empty sets would be NaN
-    unit = 1.0 / (1.0 + e)
-    x = tl.where(empty, 0.0, top + log1p(e)) + c[0] * s + c[1]
-    x = larger(x, tl.zeros_like(x))
-    major = tl.where(empty, 0.0, unit)
-    minor = tl.where(empty, 0.0, e * unit)
-    return 0.5 * x * x, c[0] * x, x * tl.where(first, minor, major), x * tl.where(first, major, minor)
-
-
-@triton.jit
-def tuplet(s, p, q, c):
-    inside = tl.abs(s) < 1.0
-    safe = tl.where(inside, s, 0.0)
-    sine = tl.sqrt((1.0 - safe) * (1.0 + safe))
-    turned = tl.where(inside, c[2] * safe + c[3] * sine, sign(s) * c[2])
-    x = -c[0] * turned
-    if p is not None:
-        x += p
-    if q is not None:
-        x += q
-    value, slope = _logistic(x)
-    return value, -slope * c[0] * tl.where(inside, c[2] - c[3] * safe / sine, 0.0), slope, slope
-
-
-# The same names as in csrc/pair.h, and whether the functor is a hinge
-PAIR = {
-    "linear": (linear, False),
-    "relu": (relu, True),
-    "square": (square, True),
-    "softplus": (softplus, False),
-    "circle": (circle, False),
-    "lifted": (lifted, True),
-    "tuplet": (tuplet, False),
-}
 
 WIDENS = tl.constexpr(INTERPRETED)  # the interpreter multiplies the bits of bfloat16 numbers
 
@@ -335,10 +237,8 @@ def pair_forward_kernel(
     skip: tl.int64,  # when SKIPS: leave out pairs with other - own == skip
     scale: tl.float64,
     cap: tl.float64,
-    c0: tl.float64, c1: tl.float64, c2: tl.float64, c3: tl.float64,
-    c4: tl.float64, c5: tl.float64, c6: tl.float64, c7: tl.float64,
-    c8: tl.float64, c9: tl.float64, c10: tl.float64, c11: tl.float64,
-    c12: tl.float64, c13: tl.float64, c14: tl.float64, c15: tl.float64,
+    c0: tl.float64, c1: tl.float64, c2: tl.float64, c3: tl.float64, c4: tl.float64, c5: tl.float64, c6: tl.float64, c7: tl.float64,
+    c8: tl.float64, c9: tl.float64, c10: tl.float64, c11: tl.float64, c12: tl.float64, c13: tl.float64, c14: tl.float64, c15: tl.float64,
     SKIPS: tl.constexpr,
     AS_ROW: tl.constexpr,  # whether terms have the own rows as rows
     AS_COLUMN: tl.constexpr,  # or as columns
@@ -455,10 +355,8 @@ def pair_backward_kernel(
     skip: tl.int64,
     scale: tl.float64,
     cap: tl.float64,
-    c0: tl.float64, c1: tl.float64, c2: tl.float64, c3: tl.float64,
-    c4: tl.float64, c5: tl.float64, c6: tl.float64, c7: tl.float64,
-    c8: tl.float64, c9: tl.float64, c10: tl.float64, c11: tl.float64,
-    c12: tl.float64, c13: tl.float64, c14: tl.float64, c15: tl.float64,
+    c0: tl.float64, c1: tl.float64, c2: tl.float64, c3: tl.float64, c4: tl.float64, c5: tl.float64, c6: tl.float64, c7: tl.float64,
+    c8: tl.float64, c9: tl.float64, c10: tl.float64, c11: tl.float64, c12: tl.float64, c13: tl.float64, c14: tl.float64, c15: tl.float64,
     SKIPS: tl.constexpr,
     AS_ROW: tl.constexpr,
     AS_COLUMN: tl.constexpr,
@@ -559,7 +457,9 @@ class Configuration(NamedTuple):
 
 # The interpreter pays by the operation, not by the element; still several blocks of everything for sets that tests call large.
 INTERPRETER_TILE = 64, 128, 32
-SMALLEST = 16  # that every tensor core takes
+SMALLEST = 16  # side of a product that every tensor core takes
+MOST_TERMS = 4
+PARTS = 3 if INTERPRETED else 2  # of a float32 as narrow numbers: the interpreter truncates to bfloat16
 FEW_TERMS = 2  # in either role; what more of them keep in registers leaves room for a quarter of a tile, or an eighth
 
 
@@ -595,6 +495,8 @@ class _Call:
         self.biases = row_bias, row_bias if self.alone else column_bias
         self.labels = row_label, row_label if column_label is None else column_label
         self.settings, self.terms = settings, unpack(settings)
+        if not 1 <= len(self.terms) <= MOST_TERMS:
+            raise RuntimeError(f"pair engine: wanted 1 to {MOST_TERMS} terms, got {len(self.terms)}")
         self.tile = configuration(step, a.shape[1], len(self.terms) * (1 + self.alone), a.dtype)
 
     def term(self, k: int, own_is_row: bool) -> Term:
@@ -609,11 +511,11 @@ class _Call:
         """Launch a kernel for the rows of set `side`; `more` are the pointers that only it takes."""
         settings, tile = self.settings, self.tile
         own, other = self.sets[side], self.sets[1 - side]
-        both = (slice(None), slice(None, None, -1))[side]
+        order = (slice(None), slice(None, None, -1))[side]
         skip = 0 if settings.skip is None else (settings.skip, -settings.skip)[side]
-        constants = *settings.constants, *(0.0,) * (4 * CONSTANTS - len(settings.constants))
+        constants = *settings.constants, *(0.0,) * (CONSTANTS * (MOST_TERMS - len(self.terms)))
         launch.run(
-            kernel, triton.cdiv(len(own), tile.rows) * parts, own.device, own, other, *self.biases[both], *self.labels[both], self.codes,
+            kernel, triton.cdiv(len(own), tile.rows) * parts, own.device, own, other, *self.biases[order], *self.labels[order], self.codes,
             tuple(terms), *more, len(own), len(other), own.shape[1], skip, settings.scale, settings.cap, *constants,
             SKIPS=settings.skip is not None, AS_ROW=any(term.own_is_row.value for term in terms),
             AS_COLUMN=any(not term.own_is_row.value for term in terms), TRANSFORM=TRANSFORMS[settings.transform],
@@ -626,12 +528,12 @@ class _Call:
 def pair_forward(a, b, row_bias, column_bias, row_label, column_label, codes, params, *settings):
     call = _Call("forward", (a, b, row_bias, column_bias, row_label, column_label, codes, params), Settings(*settings))
     outputs = forward_outputs(a, b, call.settings.terms)
-    sides = [side == "column" for _, _, _, side, _ in call.terms]
-    for side in (0, 1):
-        chosen = [k for k, of in enumerate(sides) if (side == 0 if call.alone else of == side)]
+    rows = [of == "row" for _, _, _, of, _ in call.terms]
+    for side in (0,) if call.alone else (0, 1):
+        chosen = [k for k, row in enumerate(rows) if call.alone or row == (side == 0)]
         if chosen and len(call.sets[side]):
             results = tuple(Result(*outputs[2 * k : 2 * k + 2]) for k in chosen)
-            call.run(pair_forward_kernel, side, [call.term(k, not sides[k]) for k in chosen], (results,))
+            call.run(pair_forward_kernel, side, [call.term(k, rows[k]) for k in chosen], (results,))
     return outputs
 
 
@@ -639,15 +541,19 @@ def pair_backward(grads, statistics, a, b, row_bias, column_bias, row_label, col
     *settings, want, _ = rest
     call = _Call("backward", (a, b, row_bias, column_bias, row_label, column_label, codes, params), Settings(*settings))
     outputs = backward_outputs(a, b, row_bias, column_bias, params, want)
-    wanted = [out if asked and given is not None else None for out, asked, given in zip(outputs, want, (a, b, row_bias, column_bias, *params))]
+    given = a, b, row_bias, column_bias, *params
+    wanted = [out if asked and tensor is not None else None for out, asked, tensor in zip(outputs, want, given)]
     live = [k for k, term in enumerate(call.terms) if term[1] != "max" and grads[k] is not None]
+    # What no launch writes: parameters of terms that take no part, and everything where there is no such term.
     for k in set(range(len(call.terms))) - set(live):
         for out in outputs[4 + 2 * k : 6 + 2 * k]:
             out.zero_()
+    if not live:
+        return [out.zero_() for out in outputs]
     for side in (0,) if call.alone else (0, 1):
         roles = [(k, own_is_row) for k in live for own_is_row in ((True, False) if call.alone else (side == 0,))]
         upstreams = tuple(
-            Upstream(tl.constexpr(own_is_row == (call.terms[k][3] == "row")), statistics[k], grads[k], wanted[4 + 2 * k + (not own_is_row)])
+            Upstream(tl.constexpr(own_is_row == (call.terms[k][3] == "row")), statistics[k], grads[k], wanted[5 + 2 * k - own_is_row])
             for k, own_is_row in roles
         )
         grad, grad_bias = wanted[side], wanted[2 + side]
@@ -655,7 +561,7 @@ def pair_backward(grads, statistics, a, b, row_bias, column_bias, row_label, col
             parts = 1 if grad is None else max(1, triton.cdiv(a.shape[1], call.tile.width))
             call.run(
                 pair_backward_kernel, side, [call.term(*role) for role in roles], (upstreams, grad, grad_bias), parts,
-                WIDTH=call.tile.width, PARTS=3 if INTERPRETED else 2,
+                WIDTH=call.tile.width, PARTS=PARTS,
             )
     return outputs
 

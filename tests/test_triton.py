@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 from fastloss import _checks, aot
 from fastloss.engine import REDUCTIONS
 from fastloss.functional import cross_entropy
-from fastloss.kernels import box, elementwise, functors, launch, overlap, row, tuning
+from fastloss.kernels import box, elementwise, functors, launch, overlap, pair_functors, row, tuning
 from fastloss.overlap import formula
 from test_memory import poisoned
 
@@ -78,9 +78,11 @@ def test_compiled_kernels_do_not_spill():
             ("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("overlap_", aot.OVERLAP_VARIANTS), ("box_", aot.BOX_VARIANTS)
         )
         for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
-    } | {(f"sort_{step}_kernel", variant) for step in ("keys", "weigh", "backward") for variant in aot.SORT_VARIANTS}
+    } | {(f"sort_{step}_kernel", variant) for step in ("keys", "weigh", "backward") for variant in aot.SORT_VARIANTS} | {
+        (f"pair_{step}_kernel", variant) for step in ("forward", "backward") for variant in ("plain", "tf32", "alone")
+    }
     assert aot.check(rows) == []
-    assert all(r["registers"] > 0 and not r["has_mma"] for r in rows)
+    assert all(r["registers"] > 0 and r["has_mma"] == r["kernel"].startswith("pair_") for r in rows)
 
 
 @pytest.mark.slow
@@ -103,11 +105,17 @@ def test_every_kernel_compiles_for_every_target():
         for functor in functors.OVERLAP if every else ["softmax_focal"]:
             tiles = sum(len(tuning.OVERLAP[key]) for key in (keys[0], tuning.layout_class(False, dtype, channels_last=True)))
             wanted[target, "overlap_forward_kernel", functor, name] = 2 * (tiles if functor == "softmax_focal" else 1)
+        for functor in pair_functors.PAIR if dtype == torch.bfloat16 else ["linear"]:
+            wanted[target, "pair_forward_kernel", functor, name] = 1
     assert found == wanted
     assert aot.check(rows) == []
 
 
-@pytest.mark.parametrize("fault", [{"spills": 1}, {"shared": 232_449}, {"access_bytes": 8}])
+@pytest.mark.parametrize(
+    "fault",
+    [{"spills": 1}, {"shared": 232_449}, {"access_bytes": 8}, {"kernel": "pair_forward_kernel", "dtype": "float16"},
+     {"kernel": "pair_backward_kernel", "variant": "tf32"}],
+)
 def test_check_finds_faults(fault):
     good = {
         "kernel": "forward_kernel", "functor": "nll", "variant": "plain", "dtype": "float32", "configuration": "rows=1", "target": "sm_90",
@@ -123,7 +131,7 @@ def test_unknown_target_is_refused():
 
 
 def test_functors_are_those_of_the_other_backends():
-    for engine, names in (("elementwise", functors.ELEMENTWISE), ("overlap", functors.OVERLAP)):
+    for engine, names in (("elementwise", functors.ELEMENTWISE), ("overlap", functors.OVERLAP), ("pair", pair_functors.PAIR)):
         source = (Path(__file__).parents[1] / "csrc" / f"{engine}.h").read_text()
         assert list(names) == re.findall(r"^  X\((\w+), [\w<>]+\)", source, re.MULTILINE)
 
