@@ -93,7 +93,8 @@ class PairCase:
             rows = VALUES[self.values](torch.Size(shape), generator, tensors)
             if kind in UNIT:
                 rows = UNIT[kind](rows)
-            memories[name], tensors[name] = LAYOUTS[self.layout](rows.to(dtype))
+            repeats = self.loss in LEAST_FEATURES and self.layout.startswith("expanded")  # the same row or feature again and again
+            memories[name], tensors[name] = LAYOUTS["contiguous" if repeats else self.layout](rows.to(dtype))
         return PairCall(self, tensors, memories)
 
 
@@ -229,13 +230,14 @@ def _calls_of_ranking(call: PairCall) -> tuple[int, int]:
     chosen = call.case.options()
     harder = chosen["hardness_mode"] is not None and chosen["hardness_strength"]
     others = [d for d in chosen["directions"] if d != "query_to_doc" and (d != "doc_to_query" or harder)]
-    return 1 + len(others), 1 + len(others)
+    of_documents = "doc_to_doc" in others and call.case.gradients == "input"
+    return 1 + len(others), 1 + len(others) - of_documents
 
 
 CALLS |= {
     "info_nce": _calls_of_info_nce,
     "multiple_negatives_ranking": _calls_of_ranking,
-    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3),
+    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3 - (call.case.gradients == "input")),
     "linear_cross_entropy": lambda call: (None, None) if _stores_logits(call) else (1, 1),
 }
 
