@@ -196,7 +196,7 @@ UNIT: dict[str, Callable[[Tensor], Tensor]] = {
     "hidden": lambda rows: rows / rows.shape[-1] ** 0.5,
 }
 NORMALISING = ("info_nce", "nt_xent", "sup_con", "dcl", "koleo", "multiple_negatives_ranking")
-LEAST_FEATURES = {"koleo": 3}  # in fewer dimensions neighbours tie
+LEAST_FEATURES = {"koleo": 3, "batch_hard_triplet": 3}  # in fewer dimensions neighbours tie
 
 # Tensors that are no sets of rows.
 NUMBERS: dict[str, Callable[[PairCase, torch.Generator], Tensor]] = {
@@ -218,6 +218,7 @@ def _classes(case: PairCase, generator: torch.Generator) -> Tensor:
 # How many times the engine runs forward and backward, where that is not once.
 CALLS: dict[str, Callable[[PairCall], tuple[int, int]]] = {
     "koleo": lambda call: (1, 0),
+    "batch_hard_triplet": lambda call: (1, 0),
 }
 
 
@@ -288,5 +289,5 @@ VALUES: dict[str, Callable[..., Tensor]] = {
 
 def fitting(loss: str) -> tuple[str, ...]:
     """The values that a loss can be compared on: neighbours that tie have gradients of their own."""
-    return tuple(VALUES) if loss != "koleo" else ("normal", "wide", "tiny", "offset")
+    return tuple(VALUES) if loss not in LEAST_FEATURES else ("normal", "wide", "tiny", "offset")
 

@@ -329,7 +329,7 @@ def sup_con_loss(
         return overridden("sup_con", locals(), (embeddings, labels))
     name = "sup_con"
     dtype, (x,) = embeddings_of(name, {"embeddings": embeddings}, backend, reduction)
-    _one_label_a_row(name, labels, x)
+    one_label_a_row(name, labels, x)
     x = normalised(x) / factor(name, "temperature", temperature, x) ** 0.5
     lse, same = pair_statistics(
         name, Scores(x), [Term("lse"), Term("sum", "positive")], labels=(labels, None), skip=0, backend=backend
@@ -341,7 +341,8 @@ def sup_con_loss(
     return reduced(rows, reduction, dtype)
 
 
-def _one_label_a_row(name: str, labels: Tensor, rows: Tensor) -> None:
+def one_label_a_row(name: str, labels: Tensor, rows: Tensor) -> None:
+    """Raise unless there is a label for each row, on the same device."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}: labels must be a Tensor, got {type(labels).__name__}")
     if labels.shape != rows.shape[:1]:
