@@ -18,7 +18,8 @@ ANY = inspect.Parameter.empty
 GATHER = {"gather_distributed": False}
 SIGNATURES = {
     open_clip: {
-        "ClipLoss": {"local_loss": False, "gather_with_grad": False, "cache_labels": False, "rank": 0, "world_size": 1, "use_horovod": False},
+        "ClipLoss": {"local_loss": False, "gather_with_grad": False, "cache_labels": False, "rank": 0, "world_size": 1,
+                     "use_horovod": False},
         "SigLipLoss": {"cache_labels": False, "rank": 0, "world_size": 1, "dist_impl": None},
     },
     nexus: {
@@ -37,8 +38,8 @@ SIGNATURES = {
         "KoLeoLoss": {"p": 2, "eps": 1e-8, "topk": 1, "group_size": None} | GATHER,
     },
     st: {
-        "MultipleNegativesRankingLoss": {"scale": 20.0, "similarity_fct": "cosine", "directions": ("query_to_doc",), "partition_mode": "joint",
-                                         "hardness_mode": None, "hardness_strength": 0.0},
+        "MultipleNegativesRankingLoss": {"scale": 20.0, "similarity_fct": "cosine", "directions": ("query_to_doc",),
+                                         "partition_mode": "joint", "hardness_mode": None, "hardness_strength": 0.0},
         "MultipleNegativesSymmetricRankingLoss": {"scale": 20.0, "similarity_fct": "cosine"},
         "MarginMSELoss": {}, "CosineSimilarityLoss": {}, "CoSENTLoss": {"scale": 20.0}, "AnglELoss": {"scale": 20.0},
         "ContrastiveLoss": {"distance_metric": "cosine", "margin": 0.5, "size_average": True},
@@ -139,8 +140,8 @@ for local in (False, True):
         else:
             one, other = (f.detach().clone() for f in every)
             u, v = (f[rank].clone().requires_grad_() for f in (images, texts))
-            rows = (torch.nn.functional.cross_entropy(3.0 * u @ other.T, target) + torch.nn.functional.cross_entropy(3.0 * v @ one.T, target)) / 2
-            for grad, wanted in zip(found, torch.autograd.grad(rows, (u, v))):
+            rows = [torch.nn.functional.cross_entropy(3.0 * f @ g.T, target) for f, g in ((u, other), (v, one))]
+            for grad, wanted in zip(found, torch.autograd.grad(sum(rows) / 2, (u, v))):
                 torch.testing.assert_close(grad, wanted)
 for impl in (None, "gather"):
     value = open_clip.SigLipLoss(rank=rank, world_size=world, dist_impl=impl)(x, t, 3.0, -1.0)
@@ -180,7 +181,8 @@ def nt_xent(x, y, temperature):
 def vicreg(x, y, sim, std, cov, eps=1e-4):
     loss = sim * F.mse_loss(x, y)
     for z in (x, y):
-        loss = loss + std * F.relu(1 - torch.sqrt(z.var(0) + eps)).mean() + cov * without_diagonal(torch.cov(z.T)).square().sum() / z.shape[1]
+        loss = loss + std * F.relu(1 - torch.sqrt(z.var(0) + eps)).mean()
+        loss = loss + cov * without_diagonal(torch.cov(z.T)).square().sum() / z.shape[1]
     return loss
 
 

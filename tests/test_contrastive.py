@@ -14,6 +14,7 @@ import fastloss
 import fastloss.functional as ours
 from fastloss.cases import LAYOUTS
 from fastloss.elementwise_cases import middle
+from fastloss.functional.ranking import DIRECTIONS
 from fastloss.fuzz import DTYPES, run
 from fastloss.oracle import check
 from fastloss.pair_cases import PairCase, fitting
@@ -150,7 +151,8 @@ def batch_hard(x, labels, margin=5.0, distance="euclidean"):
 
 
 DEFINITIONS = {
-    "batch_hard_triplet": batch_hard, "info_nce": info_nce, "nt_xent": nt_xent, "clip": clip, "siglip": siglip, "sup_con": sup_con, "dcl": dcl, "koleo": koleo,
+    "batch_hard_triplet": batch_hard, "info_nce": info_nce, "nt_xent": nt_xent, "clip": clip, "siglip": siglip, "sup_con": sup_con,
+    "dcl": dcl, "koleo": koleo,
     "multiple_negatives_ranking": ranking, "linear_cross_entropy": linear_cross_entropy,
 }
 
@@ -307,7 +309,7 @@ BY_HAND = [
      [math.log(2 * math.e + 1 + math.exp(-1)) - 1, math.log(math.e + 3) - 1]),
     # blocks (e, 1), (1), (e, 1), (1)
     ("multiple_negatives_ranking", ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]),
-     {"scale": 1.0, "directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")}, [math.log(2 * math.e + 4) - 1] * 2),
+     {"scale": 1.0, "directions": DIRECTIONS}, [math.log(2 * math.e + 4) - 1] * 2),
     # logits (log 3, 0) and (0, 0), and a row that is ignored
     # distances 1, 3, 10; 1, 2, 9; 3, 2, 7; the last has no positive
     ("batch_hard_triplet", ([[0.0], [1.0], [3.0], [10.0]], [0, 0, 0, 1]), {"margin": 5.0}, [0.0, 0.0, 1.0, 0.0]),
@@ -398,7 +400,7 @@ def test_temperatures_can_be_learned(backend):
         "nt_xent": lambda t: ours.nt_xent_loss(x, y, temperature=t, backend=backend),
         "sup_con": lambda t: ours.sup_con_loss(x, torch.tensor([0, 0, 1, 1]), temperature=t, backend=backend),
         "dcl": lambda t: ours.dcl_loss(x, y, temperature=t, backend=backend),
-        "ranking": lambda t: ours.multiple_negatives_ranking_loss(x, y, scale=t, directions=("query_to_doc", "doc_to_doc"), backend=backend),
+        "ranking": lambda t: ours.multiple_negatives_ranking_loss(x, y, scale=t, directions=DIRECTIONS, backend=backend),
     }
     for function in functions.values():
         assert gradcheck(function, torch.tensor([0.5], dtype=torch.float64, requires_grad=True))

@@ -64,8 +64,8 @@ def multiple_negatives_ranking_loss(
         directions: of the four above, ``"query_to_doc"`` among them.
         partition_mode: ``"joint"``: one logarithm over all blocks; ``"per_direction"``: the mean of that of ``query_to_doc`` and that of
             ``doc_to_query``, the only ones that are allowed then.
-        hardness_mode: which negatives of ``query_to_doc`` weigh more the more similar they are: ``"in_batch_negatives"`` (documents of other
-            queries), ``"hard_negatives"`` (the explicit negatives of the query itself) or ``"all_negatives"``. Default: None.
+        hardness_mode: which negatives of ``query_to_doc`` weigh more the more similar they are: ``"in_batch_negatives"`` (documents of
+            other queries), ``"hard_negatives"`` (the explicit negatives of the query itself) or ``"all_negatives"``. Default: None.
         hardness_strength: :math:`\alpha \ge 0`; adds :math:`\alpha f`, without a gradient, to their scores. Default: 0.
         reduction: ``"none"``: a loss for each query; ``"mean"`` or ``"sum"`` over them.
         similarity: f: ``"cosine"`` or ``"dot"``. Default: ``"cosine"``.
@@ -152,7 +152,9 @@ def _ranking_options(
 ) -> None:
     unknown = [d for d in directions if d not in DIRECTIONS] if not isinstance(directions, str) else [directions]
     if unknown or "query_to_doc" not in directions or len(set(directions)) != len(directions):
-        raise ValueError(f"{name}: directions must be some of {', '.join(DIRECTIONS)}, query_to_doc among them, each once, got {directions}")
+        raise ValueError(
+            f"{name}: directions must be some of {', '.join(DIRECTIONS)}, query_to_doc among them, each once, got {directions}"
+        )
     if partition_mode not in ("joint", "per_direction"):
         raise ValueError(f"{name}: unknown partition_mode {partition_mode!r}; wanted 'joint' or 'per_direction'")
     if partition_mode == "per_direction" and not set(directions) <= {"query_to_doc", "doc_to_query"}:
@@ -207,7 +209,8 @@ def batch_hard_triplet_loss(
         labels: of each embedding; any dtype, compared for equality.
         margin: at least 0; None for the soft margin :math:`\log(1 + e^x)` instead of :math:`\max(0, \text{margin} + x)`. Default: 5.
         distance: ``"euclidean"``, or ``"cosine"``: :math:`1 - \cos`. Default: ``"euclidean"``.
-        reduction: ``"none"``: a loss for each anchor, 0 of one that lacks a positive or a negative; ``"mean"`` or ``"sum"`` over all of them.
+        reduction: ``"none"``: a loss for each anchor, 0 of one that lacks a positive or a negative; ``"mean"`` or ``"sum"`` over
+            all of them.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
