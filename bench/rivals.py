@@ -101,3 +101,59 @@ def lovasz_hinge(input: Tensor, target: Tensor) -> Tensor:
     foreground = target.float().flatten(1)
     errors = 1 - input.float().flatten(1) * (2 * foreground - 1)
     return torch.stack([_lovasz(*row) for row in zip(errors, foreground)]).mean()
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float, negative_mode: str) -> Tensor:
+    """The common formula of a whole matrix of scores, as of the five that follow."""
+    scores = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
+    return F.cross_entropy(scores, torch.arange(len(query)))
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    z, n = F.normalize(torch.cat([z1, z2]), dim=1), len(z1)
+    scores = (z @ z.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
+    return F.cross_entropy(scores, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
+
+
+def clip(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """open_clip's."""
+    scores, target = logit_scale * image @ text.T, torch.arange(len(image))
+    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+
+
+def siglip(a: Tensor, b: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """open_clip's."""
+    scores = logit_scale * a @ b.T + logit_bias
+    return -F.logsigmoid((2 * torch.eye(len(a)) - 1) * scores).sum() / len(a)
+
+
+def sup_con(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    x, own = F.normalize(embeddings, dim=1), torch.eye(len(embeddings), dtype=torch.bool)
+    log_prob = F.log_softmax((x @ x.T / temperature).masked_fill(own, -torch.inf), 1)
+    same = (labels.unsqueeze(1) == labels) & ~own
+    counts = same.sum(1)
+    rows = -torch.where(same, log_prob, 0.0).sum(1) / counts.clamp_min(1)
+    return rows.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    return matrix.flatten()[:-1].view(len(matrix) - 1, -1)[:, 1:].flatten()
+
+
+def vicreg(
+    z1: Tensor, z2: Tensor, sim_coeff: float, std_coeff: float, cov_coeff: float, variance_target: float
+) -> Tensor:
+    """The authors'."""
+    loss = sim_coeff * F.mse_loss(z1, z2)
+    for z in (z1, z2):
+        loss = loss + std_coeff * F.relu(variance_target - torch.sqrt(z.var(0) + 1e-4)).mean() / 2
+        z = z - z.mean(0)
+        loss = loss + cov_coeff * _off_diagonal(z.T @ z / (len(z) - 1)).square().sum() / z.shape[1]
+    return loss
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, lambd: float, deviation: str) -> Tensor:
+    """The authors'."""
+    first, second = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    matrix = first.T @ second / len(z1)
+    return (matrix.diagonal() - 1).square().sum() + lambd * _off_diagonal(matrix).square().sum()

@@ -39,11 +39,12 @@ def _seconds(action: Callable[[], object]) -> float:
     return elapsed
 
 
-def _step(call: Callable[..., Tensor], input: Tensor, others: tuple[Tensor, ...], view: bool) -> Tensor:
+def _step(call: Callable[..., Tensor], input: Tensor, others: tuple[Tensor, ...], view: bool) -> Tensor | tuple[Tensor, ...]:
     # An output of an operation, as a model gives it: an input may be overwritten only when it is no leaf.
     logits = input.view_as(input) if view else input
-    (grad,) = torch.autograd.grad(call(logits, *others), logits)
-    return grad
+    leaves = [logits, *(other for other in others if other.requires_grad)]
+    grads = torch.autograd.grad(call(logits, *others), leaves)
+    return grads if len(grads) > 1 else grads[0]
 
 
 def _spread(times: list[float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from fastloss.cases import Case
 from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.overlap_cases import OverlapCase
+from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
 from fastloss.registry import LOSSES, Loss
 from fastloss.sort_cases import SortCase
@@ -306,7 +308,56 @@ class PlainWorkload(Workload):
         params = dict(self.check_case().params) | self.options
         if self.about.torch:
             return functools.partial(getattr(F, self.about.torch), **params)
+        if hasattr(rivals, self.loss) and self.dtype == "float32":
+            return functools.partial(getattr(rivals, self.loss), **params)
         return functools.partial(self.about.function, **params, backend="eager")
+
+
+@dataclass(frozen=True)
+class PairWorkload(Workload):
+    """A row of the table for a loss of the pair engine: `shape` is (rows, features), or (rows, features, rows of the other set).
+
+    Gradients of all sets are computed.
+    """
+
+    @property
+    def bytes_moved(self) -> int:
+        """Every set read forward and backward, its gradient written; most of the work is products of matrices, which are not counted."""
+        sizes = (*self.shape, self.shape[0])[:3]
+        kinds = [kind for kind in self.about.operands.values() if kind in SETS]
+        return 3 * sum(torch.Size(SETS[kind](*sizes)).numel() for kind in kinds) * getattr(torch, self.dtype).itemsize
+
+    def check_case(self, rows: int = 24) -> PairCase:
+        """The same call on few rows, for the correctness check."""
+        shape = (min(self.shape[0], rows), min(self.shape[1], 200), *(min(n, 50) for n in self.shape[2:]))
+        case = PairCase(shape=shape, dtype=self.dtype, optional=False).of(self.loss)
+        return replace(case, params=tuple((dict(case.params) | self.options).items()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The sets, the same on every run."""
+        case = replace(self.check_case(), shape=self.shape)
+        made = case.build().by_name
+        for name, tensor in made.items():
+            if self.about.operands[name] not in NUMBERS:
+                made[name] = tensor.requires_grad_()
+        first = next(iter(made))
+        made[first] = made[first].detach()
+        return tuple(made.values())
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **dict(self.check_case().params))
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """torch's own function; in float32 the formula as others compute it, of a stored matrix; else ours in plain torch."""
+        params = dict(self.check_case().params)
+        if self.about.torch:
+            taken = inspect.signature(getattr(F, self.about.torch)).parameters
+            return functools.partial(getattr(F, self.about.torch), **{name: value for name, value in params.items() if name in taken})
+        if hasattr(rivals, self.loss) and self.dtype == "float32":
+            return functools.partial(getattr(rivals, self.loss), **params)
+        return functools.partial(self.our_call, backend="eager")
 
 
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
@@ -371,6 +422,23 @@ WORKLOADS = {
             if about.engine == "box"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
+        PairWorkload("clip fp32 4096x512", loss="clip", shape=(4096, 512), eager_ratio=1.6),
+        PairWorkload("siglip fp32 4096x512", loss="siglip", shape=(4096, 512), eager_ratio=1.8),
+        PairWorkload("nt_xent fp32 8192x128", loss="nt_xent", shape=(8192, 128)),
+        PairWorkload("info_nce tiny fp32 32x64", loss="info_nce", shape=(32, 64), eager_ratio=0.8),
+        *(
+            PairWorkload(f"linear_cross_entropy {short} 4096x1024x32000", loss="linear_cross_entropy", shape=(4096, 1024, 32000),
+                         dtype=dtype, eager_ratio=1.3)
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        *(
+            PairWorkload(f"{name} {short} 2048x512", loss=name, shape=(2048, 512), dtype=dtype)
+            for name, about in LOSSES.items()
+            if about.engine == "pair" and name != "linear_cross_entropy"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
+        PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),
         *(
             PlainWorkload(f"{name} {short} 4096x1000", loss=name, shape=(4096, 1000), dtype=dtype)
             for name, about in LOSSES.items()

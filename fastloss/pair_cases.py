@@ -93,7 +93,8 @@ class PairCase:
             rows = VALUES[self.values](torch.Size(shape), generator, tensors)
             if kind in UNIT:
                 rows = UNIT[kind](rows)
-            memories[name], tensors[name] = LAYOUTS[self.layout](rows.to(dtype))
+            repeats = self.loss in LEAST_FEATURES and self.layout.startswith("expanded")  # the same row or feature again and again
+            memories[name], tensors[name] = LAYOUTS["contiguous" if repeats else self.layout](rows.to(dtype))
         return PairCall(self, tensors, memories)
 
 
@@ -195,7 +196,7 @@ UNIT: dict[str, Callable[[Tensor], Tensor]] = {
     "hidden": lambda rows: rows / rows.shape[-1] ** 0.5,
 }
 NORMALISING = ("info_nce", "nt_xent", "sup_con", "dcl", "koleo", "multiple_negatives_ranking")
-LEAST_FEATURES = {"koleo": 3}  # in fewer dimensions neighbours tie
+LEAST_FEATURES = {"koleo": 3, "batch_hard_triplet": 3}  # in fewer dimensions neighbours tie
 
 # Tensors that are no sets of rows.
 NUMBERS: dict[str, Callable[[PairCase, torch.Generator], Tensor]] = {
@@ -217,6 +218,7 @@ def _classes(case: PairCase, generator: torch.Generator) -> Tensor:
 # How many times the engine runs forward and backward, where that is not once.
 CALLS: dict[str, Callable[[PairCall], tuple[int, int]]] = {
     "koleo": lambda call: (1, 0),
+    "batch_hard_triplet": lambda call: (1, 0),
 }
 
 
@@ -229,13 +231,14 @@ def _calls_of_ranking(call: PairCall) -> tuple[int, int]:
     chosen = call.case.options()
     harder = chosen["hardness_mode"] is not None and chosen["hardness_strength"]
     others = [d for d in chosen["directions"] if d != "query_to_doc" and (d != "doc_to_query" or harder)]
-    return 1 + len(others), 1 + len(others)
+    of_documents = "doc_to_doc" in others and call.case.gradients == "input"
+    return 1 + len(others), 1 + len(others) - of_documents
 
 
 CALLS |= {
     "info_nce": _calls_of_info_nce,
     "multiple_negatives_ranking": _calls_of_ranking,
-    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3),
+    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3 - (call.case.gradients == "input")),
     "linear_cross_entropy": lambda call: (None, None) if _stores_logits(call) else (1, 1),
 }
 
@@ -286,5 +289,5 @@ VALUES: dict[str, Callable[..., Tensor]] = {
 
 def fitting(loss: str) -> tuple[str, ...]:
     """The values that a loss can be compared on: neighbours that tie have gradients of their own."""
-    return tuple(VALUES) if loss != "koleo" else ("normal", "wide", "tiny", "offset")
+    return tuple(VALUES) if loss not in LEAST_FEATURES else ("normal", "wide", "tiny", "offset")
 

@@ -14,6 +14,7 @@ import fastloss
 import fastloss.functional as ours
 from fastloss.cases import LAYOUTS
 from fastloss.elementwise_cases import middle
+from fastloss.functional.ranking import DIRECTIONS
 from fastloss.fuzz import DTYPES, run
 from fastloss.oracle import check
 from fastloss.pair_cases import PairCase, fitting
@@ -139,8 +140,19 @@ def linear_cross_entropy(x, linear_weight, target, linear_bias=None, weight=None
     return torch.where(target == -100, 0.0, loss + z_loss * torch.logsumexp(z, 1) ** 2)
 
 
+def batch_hard(x, labels, margin=5.0, distance="euclidean"):
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") if distance == "euclidean" else 1 - cosines(x, x)
+    same = labels.unsqueeze(0) == labels.unsqueeze(1)
+    positive, negative = same & ~torch.eye(len(x), dtype=torch.bool), ~same
+    gap = torch.where(positive, d, 0.0).amax(1) - torch.where(negative, d, math.inf).amin(1)
+    some = positive.any(1) & negative.any(1)
+    gap = torch.where(some, gap, 0.0)
+    return torch.where(some, F.softplus(gap) if margin is None else F.relu(gap + margin), 0.0)
+
+
 DEFINITIONS = {
-    "info_nce": info_nce, "nt_xent": nt_xent, "clip": clip, "siglip": siglip, "sup_con": sup_con, "dcl": dcl, "koleo": koleo,
+    "batch_hard_triplet": batch_hard, "info_nce": info_nce, "nt_xent": nt_xent, "clip": clip, "siglip": siglip, "sup_con": sup_con,
+    "dcl": dcl, "koleo": koleo,
     "multiple_negatives_ranking": ranking, "linear_cross_entropy": linear_cross_entropy,
 }
 
@@ -175,9 +187,8 @@ def test_every_loss_has_a_definition(loss):
 
 
 def test_values(loss, backend):
-    dtypes, reductions = (DTYPES, REDUCTIONS) if backend != "triton" else (DTYPES[:1], REDUCTIONS[1:2])
-    for values, dtype, reduction in itertools.product(fitting(loss), dtypes, reductions):
-        check(PairCase(shape=(6, 9, 3), values=values, dtype=dtype, reduction=reduction).of(loss), None, backend)
+    for i, (values, dtype) in enumerate(itertools.product(fitting(loss), DTYPES if backend != "triton" else DTYPES[:1])):
+        check(PairCase(shape=(6, 9, 3), values=values, dtype=dtype, reduction=REDUCTIONS[i % 3], seed=i).of(loss), None, backend)
 
 
 def test_layouts_and_shapes(loss, backend):
@@ -265,7 +276,7 @@ def test_tensor_subclasses(loss):
 
 @pytest.mark.slow
 def test_random_cases(loss, backend):
-    finding = run(loss, backend, examples=24 if backend == "triton" else 300, seed=11)
+    finding = run(loss, backend, examples=24 if backend == "triton" else 200, seed=11)
     assert finding is None, finding.script
 
 
@@ -298,8 +309,13 @@ BY_HAND = [
      [math.log(2 * math.e + 1 + math.exp(-1)) - 1, math.log(math.e + 3) - 1]),
     # blocks (e, 1), (1), (e, 1), (1)
     ("multiple_negatives_ranking", ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]),
-     {"scale": 1.0, "directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")}, [math.log(2 * math.e + 4) - 1] * 2),
+     {"scale": 1.0, "directions": DIRECTIONS}, [math.log(2 * math.e + 4) - 1] * 2),
     # logits (log 3, 0) and (0, 0), and a row that is ignored
+    # distances 1, 3, 10; 1, 2, 9; 3, 2, 7; the last has no positive
+    ("batch_hard_triplet", ([[0.0], [1.0], [3.0], [10.0]], [0, 0, 0, 1]), {"margin": 5.0}, [0.0, 0.0, 1.0, 0.0]),
+    ("batch_hard_triplet", ([[0.0], [1.0], [3.0], [4.0]], [0, 0, 0, 1]), {"margin": None},
+     [math.log(1 + math.exp(-1)), math.log(1 + math.exp(-1)), math.log(1 + math.exp(2)), 0.0]),
+    ("batch_hard_triplet", ([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], [0, 0, 1]), {"margin": 1.0, "distance": "cosine"}, [0.0, 1.0, 0.0]),
     ("linear_cross_entropy", ([[math.log(3), 1.0], [0.0, 5.0], [7.0, 7.0]], [[1.0, 0.0], [0.0, 0.0]], [1, 0, -100]), {},
      [math.log(4), L2, 0.0]),
     ("linear_cross_entropy", ([[math.log(3)]], [[1.0], [0.0]], [0]), {"label_smoothing": 0.5, "z_loss": 0.5},
@@ -384,7 +400,7 @@ def test_temperatures_can_be_learned(backend):
         "nt_xent": lambda t: ours.nt_xent_loss(x, y, temperature=t, backend=backend),
         "sup_con": lambda t: ours.sup_con_loss(x, torch.tensor([0, 0, 1, 1]), temperature=t, backend=backend),
         "dcl": lambda t: ours.dcl_loss(x, y, temperature=t, backend=backend),
-        "ranking": lambda t: ours.multiple_negatives_ranking_loss(x, y, scale=t, directions=("query_to_doc", "doc_to_doc"), backend=backend),
+        "ranking": lambda t: ours.multiple_negatives_ranking_loss(x, y, scale=t, directions=DIRECTIONS, backend=backend),
     }
     for function in functions.values():
         assert gradcheck(function, torch.tensor([0.5], dtype=torch.float64, requires_grad=True))
@@ -447,6 +463,8 @@ BAD = [
     ("dcl", (X, Y), {"sigma": 0.0}, ValueError, ["sigma"]),
     ("dcl", (X, Y), {"denominator": "both"}, ValueError, ["both", "joint"]),
     ("koleo", (X,), {"eps": 0.0}, ValueError, ["eps"]),
+    ("batch_hard_triplet", (X, Z), {"margin": -1.0}, ValueError, ["margin", "-1.0"]),
+    ("batch_hard_triplet", (X, Z), {"distance": "manhattan"}, ValueError, ["manhattan", "cosine"]),
     ("multiple_negatives_ranking", (X, Y), {"directions": ("doc_to_query",)}, ValueError, ["query_to_doc", "doc_to_query"]),
     ("multiple_negatives_ranking", (X, Y), {"directions": "query_to_doc"}, ValueError, ["directions"]),
     ("multiple_negatives_ranking", (X, Y), {"directions": ("query_to_doc", "doc_to_doc"), "partition_mode": "per_direction"}, ValueError,

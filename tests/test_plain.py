@@ -170,9 +170,11 @@ BY_HAND = [
     # variances 2 and 8 (no hinge), covariance 4, of both views
     ("vicreg_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {}, 2 * 2 * 16 / 2),
     # the views differ by 1 and 3; variances 2 and 0
-    ("vicreg_loss", ([[1.0, 0.0], [-1.0, 0.0]], [[2.0, 3.0], [0.0, 3.0]]), {"sim_coeff": 1.0, "std_coeff": 4.0, "eps": 1e-8}, 5.0 + 2 * 0.9999),
+    ("vicreg_loss", ([[1.0, 0.0], [-1.0, 0.0]], [[2.0, 3.0], [0.0, 3.0]]), {"sim_coeff": 1.0, "std_coeff": 4.0, "eps": 1e-8},
+     5.0 + 2 * 0.9999),
     ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 0.5, "eps": 1e-13}, 1.0),
-    ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 2.0, "eps": 1e-13, "deviation": "unbiased"}, 1.5),
+    ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 2.0, "eps": 1e-13, "deviation": "unbiased"},
+     1.5),
 ]
 SCALAR = ("spiegelhalter_z_loss", "calibration_loss", "cosent_loss", "angle_loss", "vicreg_loss", "barlow_twins_loss")
 

@@ -163,6 +163,16 @@ def nt_xent_loss(
     return reduced(lse - torch.cat([twin, twin]), reduction, dtype)
 
 
+def clip_rows(
+    rows: Tensor, columns: Tensor, logit_scale: Tensor | float, offset: int = 0, backend: str | None = None
+) -> Tensor:
+    """``lse_j s_ij - s_i(i + offset)`` of rows (N, D) and columns (M, D): what each process has of a loss over several."""
+    _, (x, y) = widened("clip", {"rows": rows, "columns": columns}, backend)
+    x = x * factor("clip", "logit_scale", logit_scale, x)
+    others = pair_statistics("clip", Scores(x, y), [Term("lse")], skip=offset, backend=backend)[0].value
+    return softplus(others - (x * y[offset : offset + len(x)]).sum(1))
+
+
 @register(
     "pair", formula="(lse_j s_ij + lse_j s_ji) / 2 - s_ii, s = scale a b", source="Radford et al. 2021 (CLIP), figure 3",
     operands={"image": "unit", "text": "unit", "logit_scale": "scale", "logit_bias": "bias"}, optional=True,
@@ -223,6 +233,21 @@ def clip_loss(
     return reduced(rows, reduction, dtype)
 
 
+def siglip_rows(
+    a: Tensor, b: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float | None, offset: int = 0, backend: str | None = None
+) -> Tensor:
+    """The losses of rows `a` (N, D) of which i belongs to i + offset of `b` (M, D), in the dtype that sums are kept in."""
+    _, (x, y) = widened("siglip", {"a": a, "b": b}, backend)
+    x = x * factor("siglip", "logit_scale", logit_scale, x)
+    matched, bias = (x * y[offset : offset + len(x)]).sum(1), None
+    if logit_bias is not None:
+        bias = torch.as_tensor(factor("siglip", "logit_bias", logit_bias, x, positive=False), dtype=x.dtype, device=x.device)
+        bias = bias.expand(len(x))
+        matched = matched + bias
+    others = pair_statistics("siglip", Scores(x, y, bias), [Term("sum", functor="softplus")], skip=offset, backend=backend)[0].value
+    return others + softplus(-matched)
+
+
 @register(
     "pair", formula="sum_j log(1 + exp(-y_ij (scale a_i b_j + bias))), y_ii = 1, else -1", source="Zhai et al. 2023 (SigLIP), equation 1",
     operands={"a": "unit", "b": "unit", "logit_scale": "scale", "logit_bias": "bias"}, forward=("logit_scale", "logit_bias"),
@@ -274,13 +299,7 @@ def siglip_loss(
     if reduction not in ("batch_sum", "mean", "sum", "none"):
         raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'batch_sum', 'mean', 'sum' or 'none'")
     dtype, (x, y) = embeddings_of(name, {"a": a, "b": b}, backend, "none")
-    x = x * factor(name, "logit_scale", logit_scale, y)
-    matched, bias = (x * y).sum(1), None
-    if logit_bias is not None:
-        bias = torch.as_tensor(factor(name, "logit_bias", logit_bias, y, positive=False), dtype=y.dtype, device=y.device).expand(len(y))
-        matched = matched + bias
-    others = pair_statistics(name, Scores(x, y, bias), [Term("sum", functor="softplus")], skip=0, backend=backend)[0].value
-    rows = others + softplus(-matched)
+    rows = siglip_rows(x, y, logit_scale, logit_bias, 0, backend)
     if reduction == "mean":
         rows = rows / len(y)
     return reduced(rows, "mean" if reduction == "batch_sum" else reduction, dtype)
@@ -329,7 +348,7 @@ def sup_con_loss(
         return overridden("sup_con", locals(), (embeddings, labels))
     name = "sup_con"
     dtype, (x,) = embeddings_of(name, {"embeddings": embeddings}, backend, reduction)
-    _one_label_a_row(name, labels, x)
+    one_label_a_row(name, labels, x)
     x = normalised(x) / factor(name, "temperature", temperature, x) ** 0.5
     lse, same = pair_statistics(
         name, Scores(x), [Term("lse"), Term("sum", "positive")], labels=(labels, None), skip=0, backend=backend
@@ -341,7 +360,8 @@ def sup_con_loss(
     return reduced(rows, reduction, dtype)
 
 
-def _one_label_a_row(name: str, labels: Tensor, rows: Tensor) -> None:
+def one_label_a_row(name: str, labels: Tensor, rows: Tensor) -> None:
+    """Raise unless there is a label for each row, on the same device."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}: labels must be a Tensor, got {type(labels).__name__}")
     if labels.shape != rows.shape[:1]:

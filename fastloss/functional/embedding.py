@@ -333,7 +333,8 @@ def _triplet(
 
 
 @register(
-    "plain", formula="max(0, margin + |a - p| - |a - n|)", source="Balntas et al. 2016, equation 1; torch.nn.functional.triplet_margin_loss",
+    "plain", formula="max(0, margin + |a - p| - |a - n|)",
+    source="Balntas et al. 2016, equation 1; torch.nn.functional.triplet_margin_loss",
     operands={"anchor": "real", "positive": "real", "negative": "real"}, dims=(1, 3), torch="triplet_margin_loss",
     params={"margin": (0.5, 4.0)}, choices={"p": (2.0, 1.0, 3.0), "swap": (False, True)},
 )

@@ -1,4 +1,4 @@
-"""Ranking losses of retrieval: queries, their documents, and what else they could be taken for. On the `pair` engine."""
+"""Ranking losses: queries and documents, anchors and their hardest positives and negatives. On the `pair` engine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..engine import overridden
-from ..pair import Scores, Term, normalised, pair_statistics, softplus
+from ..pair import Scores, Term, euclidean, normalised, pair_statistics, softplus
 from ..plain import reduced
 from ..registry import register
-from .contrastive import embeddings_of, factor
+from .contrastive import embeddings_of, factor, one_label_a_row
 
-__all__ = ["multiple_negatives_ranking_loss"]
+__all__ = ["batch_hard_triplet_loss", "multiple_negatives_ranking_loss"]
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
@@ -64,8 +64,8 @@ def multiple_negatives_ranking_loss(
         directions: of the four above, ``"query_to_doc"`` among them.
         partition_mode: ``"joint"``: one logarithm over all blocks; ``"per_direction"``: the mean of that of ``query_to_doc`` and that of
             ``doc_to_query``, the only ones that are allowed then.
-        hardness_mode: which negatives of ``query_to_doc`` weigh more the more similar they are: ``"in_batch_negatives"`` (documents of other
-            queries), ``"hard_negatives"`` (the explicit negatives of the query itself) or ``"all_negatives"``. Default: None.
+        hardness_mode: which negatives of ``query_to_doc`` weigh more the more similar they are: ``"in_batch_negatives"`` (documents of
+            other queries), ``"hard_negatives"`` (the explicit negatives of the query itself) or ``"all_negatives"``. Default: None.
         hardness_strength: :math:`\alpha \ge 0`; adds :math:`\alpha f`, without a gradient, to their scores. Default: 0.
         reduction: ``"none"``: a loss for each query; ``"mean"`` or ``"sum"`` over them.
         similarity: f: ``"cosine"`` or ``"dot"``. Default: ``"cosine"``.
@@ -152,7 +152,9 @@ def _ranking_options(
 ) -> None:
     unknown = [d for d in directions if d not in DIRECTIONS] if not isinstance(directions, str) else [directions]
     if unknown or "query_to_doc" not in directions or len(set(directions)) != len(directions):
-        raise ValueError(f"{name}: directions must be some of {', '.join(DIRECTIONS)}, query_to_doc among them, each once, got {directions}")
+        raise ValueError(
+            f"{name}: directions must be some of {', '.join(DIRECTIONS)}, query_to_doc among them, each once, got {directions}"
+        )
     if partition_mode not in ("joint", "per_direction"):
         raise ValueError(f"{name}: unknown partition_mode {partition_mode!r}; wanted 'joint' or 'per_direction'")
     if partition_mode == "per_direction" and not set(directions) <= {"query_to_doc", "doc_to_query"}:
@@ -180,3 +182,76 @@ def _own_negatives(name: str, negatives: Tensor | Sequence[Tensor], queries: Ten
                 f"{name}: negatives must be (N, h, D) for queries of shape {tuple(queries.shape)}, got {tuple(negatives.shape)}"
             )
     return negatives
+
+
+@register(
+    "pair", formula="max(0, margin + max_p d(a, p) - min_n d(a, n))", source="Hermans et al. 2017, equation 5",
+    operands={"embeddings": "rows", "labels": "labels"}, choices={"margin": (1.0, 5.0, None), "distance": ("euclidean", "cosine")},
+)
+def batch_hard_triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: float | None = 5.0,
+    distance: str = "euclidean",
+    reduction: str = "mean",
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Triplet loss of each anchor with its farthest positive and its nearest negative in the batch.
+
+    .. math:: \ell_a = \max\left(0, \text{margin} + \max_p d(a, p) - \min_n d(a, n)\right)
+
+    The two are found without a matrix of distances; theirs are then computed from the rows themselves, so that they are exact for rows that
+    nearly coincide. Two rows that are the same have a gradient of 0.
+
+    Args:
+        embeddings: float32, float64, bfloat16 or float16, any strides.
+        labels: of each embedding; any dtype, compared for equality.
+        margin: at least 0; None for the soft margin :math:`\log(1 + e^x)` instead of :math:`\max(0, \text{margin} + x)`. Default: 5.
+        distance: ``"euclidean"``, or ``"cosine"``: :math:`1 - \cos`. Default: ``"euclidean"``.
+        reduction: ``"none"``: a loss for each anchor, 0 of one that lacks a positive or a negative; ``"mean"`` or ``"sum"`` over
+            all of them.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Shape:
+        - embeddings: :math:`(N, D)`
+        - labels: :math:`(N)`
+        - loss: scalar, or :math:`(N)` for ``reduction="none"``
+
+    Raises:
+        ValueError: `margin` is negative; unknown distance. Otherwise as :func:`fastloss.functional.sup_con_loss`.
+
+    Source:
+        Hermans, Beyer and Leibe 2017, "In defense of the triplet loss for person re-identification", equation 5.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> x = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+        >>> F.batch_hard_triplet_loss(x, torch.tensor([0, 0, 0, 1]), margin=5.0, reduction="none")
+        tensor([0., 0., 1., 0.])
+    """
+    if has_torch_function_variadic(embeddings, labels):
+        return overridden("batch_hard_triplet", locals(), (embeddings, labels))
+    name = "batch_hard_triplet"
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"{name}: unknown distance {distance!r}; wanted 'euclidean' or 'cosine'")
+    if margin is not None:
+        _checks.positive(name, "margin", margin, zero=True)
+    dtype, (x,) = embeddings_of(name, {"embeddings": embeddings}, backend, reduction)
+    one_label_a_row(name, labels, x)
+    sign, x = (1.0, x) if distance == "euclidean" else (-1.0, normalised(x))
+    scores = euclidean(x.detach(), None, squared=True) if distance == "euclidean" else Scores(x.detach())
+    terms = [Term("max", "positive", constants=(sign,)), Term("max", "negative", constants=(-sign,))]
+    far, near = (f.count for f in pair_statistics(name, scores, terms, labels=(labels, None), skip=0, backend=backend))
+    gap = _distance(x, x[far.clamp_min(0).long()], distance) - _distance(x, x[near.clamp_min(0).long()], distance)
+    rows = softplus(gap) if margin is None else (margin + gap).clamp_min(0)
+    return reduced(torch.where((far >= 0) & (near >= 0), rows, 0.0), reduction, dtype)
+
+
+def _distance(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    square = (x - y).square().sum(1)
+    if distance == "cosine":
+        return 0.5 * square  # of rows of norm 1
+    apart = square > 0
+    return torch.where(apart, torch.sqrt(torch.where(apart, square, 1.0)), 0.0)
