@@ -54,8 +54,9 @@ def formula_backward(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, for inputs that depend on one another, as a row and its square do: the derivative by each is with the others held.
         leaves = [
-            t if not need else (t if create_graph else t.detach().requires_grad_()) for t, need in zip(inputs, needed)
+            t if not need else (t.view_as(t) if create_graph else t.detach().requires_grad_()) for t, need in zip(inputs, needed)
         ]
         outputs = [(out.reshape(grad.shape), grad) for out, grad in zip(run(*leaves), grads) if grad is not None]
     if not outputs:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..engine import formula_backward
 from ..pair import Scores, score_matrix
 
 ELEMENTS = 2**21  # of a block
@@ -48,10 +49,8 @@ class _BlockSums(torch.autograd.Function):
         tensors, grads = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():
             formula, scores = ctx.about
-            wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[2:]) if needed]
-            total, _ = formula(score_matrix(scores._replace(**dict(zip(_TENSORS, tensors)))), 0, len(tensors[0]))
-            by = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
-            return None, None, *(next(by) if needed else None for needed in ctx.needs_input_grad[2:])
+            run = lambda *given: formula(score_matrix(scores._replace(**dict(zip(_TENSORS, given)))), 0, len(given[0]))[:1]  # noqa: E731
+            return None, None, *formula_backward(run, tensors, ctx.needs_input_grad[2:], [grad])
         return None, None, *(None if g is None else g * grad.to(g.dtype) for g in grads)
 
 

@@ -378,10 +378,9 @@ class HDCMiner(BaseMiner):
     def mine(self, embeddings, labels, ref_emb, ref_labels):
         pairs = (self.a1, self.p, self.a2, self.n) if self.was_set_externally else lmu.get_all_pairs_indices(labels, ref_labels)
         far = self.sign * self.distance(embeddings, ref_emb)
-        a1, p = self._hardest(far, pairs[0], pairs[1], True)
-        a2, n = self._hardest(far, pairs[2], pairs[3], False)
-        self.reset_idx()
-        return a1, p, a2, n
+        self.a1, self.p = self._hardest(far, pairs[0], pairs[1], True)
+        self.a2, self.n = self._hardest(far, pairs[2], pairs[3], False)
+        return self.a1, self.p, self.a2, self.n
 
     def _hardest(self, far: Tensor, a: Tensor, b: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
         number = math.ceil(self.filter_percentage * len(a))
@@ -389,7 +388,7 @@ class HDCMiner(BaseMiner):
         return a[best], b[best]
 
     def set_idx_externally(self, external_indices_tuple, labels: Tensor) -> None:
-        """Filter these pairs or triplets in the next call instead of all pairs."""
+        """Filter these pairs or triplets instead of all pairs, in each call what the last one left, until :meth:`reset_idx`."""
         self.a1, self.p, self.a2, self.n = lmu.convert_to_pairs(external_indices_tuple, labels)
         self.was_set_externally = True
 

@@ -201,7 +201,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             return_dominant_centers: as in pytorch-metric-learning 2.9.0 the centres come in any case.
 
         Returns:
-            Indices of the outliers, and the dominant centres (D, C): of each class the one that is nearest to most of its rows.
+            Indices of the outliers, class by class, and the dominant centres (D, C): of each class the one that is nearest to most of its rows,
+            0 of a class without rows.
         """
         with torch.no_grad():
             x = wide(embeddings)
@@ -213,4 +214,6 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             dominant = votes.argmax(1)
             far = cosines[everyone, dominant[labels]].clamp(-1, 1).acos() > math.radians(threshold)
             columns = torch.arange(self.num_classes, device=labels.device) * self.sub_centers + dominant
-            return far.nonzero(as_tuple=True)[0], self.W.detach()[:, columns.to(self.W.device)]
+            by_class = labels.argsort(stable=True)
+            centers = self.W.detach()[:, columns.to(self.W.device)]
+            return by_class[far[by_class]], torch.where((votes.sum(1) > 0).to(centers.device), centers, 0.0)

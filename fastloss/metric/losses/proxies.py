@@ -132,9 +132,9 @@ class NCALoss(BaseMetricLossFunction):
             ref_labels = labels.view_as(labels)  # of another set nothing is left out
         pairs = PairScores(type(self).__name__, self.distance, query, reference, labels, ref_labels)
         constants = (-pairs.sign * self.softmax_scale,)
-        every, pos = pairs.statistics(Term("lse", "all", "linear", constants), Term("lse", "positive", "linear", constants))
+        neg, pos = pairs.statistics(Term("lse", "negative", "linear", constants), Term("lse", "positive", "linear", constants))
         kept = pos.count > 0
-        losses = torch.where(kept, every.value - torch.where(kept, pos.value, 0.0), 0.0) * weight
+        losses = torch.where(kept, softplus(neg.value - torch.where(kept, pos.value, 0.0)), 0.0) * weight
         if self.takes_sums():
             sums = Sums(losses.sum(), kept.sum(), (losses > 0).sum())
             return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
@@ -356,9 +356,12 @@ class InstanceLoss(BaseMetricLossFunction):
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         ordered, order = labels.sort(stable=True)
         first = order[torch.searchsorted(ordered, labels)] if len(labels) else order
-        scores = self.distance.scores(embeddings, None)
-        (every,) = pair_statistics(type(self).__name__, scores, [Term("lse", "all", "linear", (self.gamma,))])
-        return self.elements(every.value - self.gamma * (scores.a * scores.a[first]).sum(1))
+        scores = self.distance.scores(embeddings, embeddings)
+        rows = c_f.torch_arange_from_size(labels)
+        (others,) = pair_statistics(
+            type(self).__name__, scores, [Term("lse", "negative", "linear", (self.gamma,))], labels=(first, rows)
+        )
+        return self.elements(softplus(others.value - self.gamma * (scores.a * scores.b[first]).sum(1)))
 
     def get_default_distance(self) -> BaseDistance:
         return CosineSimilarity()

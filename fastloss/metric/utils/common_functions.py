@@ -86,8 +86,8 @@ def torch_all_from_dim_to_end(x: Tensor, dim: int) -> Tensor:
 
 
 def torch_standard_scaler(x: Tensor) -> Tensor:
-    """Each column less its mean and over its (biased) standard deviation."""
-    return (x - x.mean(0)) / x.std(0, unbiased=False)
+    """Each column less its mean and over its standard deviation."""
+    return (x - x.mean(0)) / x.std(0)
 
 
 def safe_random_choice(input_data, size: int):

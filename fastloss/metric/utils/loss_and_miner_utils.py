@@ -78,9 +78,8 @@ def neg_pairs_from_tuple(indices_tuple: IndicesTuple) -> IndicesTuple:
 
 
 def get_anchors(indices_tuple: IndicesTuple) -> Tensor:
-    """The distinct anchors, in order."""
-    anchors = indices_tuple[0] if len(indices_tuple) == 3 else torch.cat([indices_tuple[0], indices_tuple[2]])
-    return anchors.unique()
+    """The anchors of triplets, or of positive and then of negative pairs."""
+    return indices_tuple[0] if len(indices_tuple) == 3 else torch.cat([indices_tuple[0], indices_tuple[2]])
 
 
 def convert_to_pos_pairs_with_unique_labels(indices_tuple: IndicesTuple | None, labels: Tensor) -> tuple[Tensor, Tensor]:
