@@ -480,7 +480,7 @@ def configuration(step: str, features: int, terms: int, dtype: torch.dtype) -> C
 
 def precision(dtype: torch.dtype) -> str:
     """TF32 only where torch's own products of float32 may use it, on NVIDIA GPUs."""
-    if dtype != torch.float32 or INTERPRETED or torch.get_float32_matmul_precision() == "highest":
+    if dtype != torch.float32 or INTERPRETED or torch.backends.cuda.matmul.fp32_precision != "tf32":
         return "ieee"
     return "tf32" if triton.runtime.driver.active.get_current_target().backend == "cuda" else "ieee"
 

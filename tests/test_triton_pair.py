@@ -173,13 +173,12 @@ def test_tf32_is_used_where_torch_may(monkeypatch):
     driver = kernels.triton.runtime.driver
     target = type("Target", (), {"backend": "cuda"})
     monkeypatch.setattr(type(driver), "active", property(lambda _: type("Driver", (), {"get_current_target": lambda _: target})()))
-    before = torch.get_float32_matmul_precision()
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
     try:
-        for setting, wanted in (("highest", "ieee"), ("high", "tf32")):
-            torch.set_float32_matmul_precision(setting)
+        cases = ("cuda", "none", "ieee"), ("cuda", "tf32", "tf32"), ("cuda", "ieee", "ieee"), ("hip", "tf32", "ieee")
+        for target.backend, matmul.fp32_precision, wanted in cases:
             assert kernels.precision(torch.float32) == wanted
             assert kernels.precision(torch.float64) == kernels.precision(torch.bfloat16) == "ieee"
-        target.backend = "hip"
-        assert kernels.precision(torch.float32) == "ieee"
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
