@@ -106,8 +106,8 @@ class NormalizedSoftmaxLoss(ClassLoss):
 
 
 class NCALoss(BaseMetricLossFunction):
-    """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives are
-    left out, and of no rows the mean is NaN.
+    """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives
+    are left out, and of no rows the mean is NaN.
 
     Rows whose probability underflows keep their loss, where pytorch-metric-learning leaves them out. Listed pairs only weigh rows.
     Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean.
@@ -146,8 +146,8 @@ class NCALoss(BaseMetricLossFunction):
 
 
 class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
-    """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al. 2017,
-    with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
+    """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al.
+    2017, with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
 
     Args:
         num_classes: C.
@@ -180,7 +180,8 @@ class ProxyAnchorLoss(ClassLoss):
     """``sum_j log(1 + sum_{i: y_i = j} exp(-alpha (S_ij - margin))) / #{classes present}``, named pos_loss, and
     ``sum_j log(1 + sum_{i: y_i != j} exp(alpha (S_ij + margin))) / C``, named neg_loss, over proxies j (Kim et al. 2020, equation 4).
 
-    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer: Divisor.
+    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer:
+    Divisor.
 
     Args:
         num_classes: C.
@@ -233,8 +234,8 @@ class ProxyAnchorLoss(ClassLoss):
 
 
 class SoftTripleLoss(ClassLoss):
-    """Cross-entropy of logits ``la (a_ic - margin [c = y_i])``, ``a_ic = sum_k softmax_k(S_ick / gamma) S_ick`` over the centres k of a class
-    (Qian et al. 2019, equation 7).
+    """Cross-entropy of logits ``la (a_ic - margin [c = y_i])``, ``a_ic = sum_k softmax_k(S_ick / gamma) S_ick`` over the centres k of a
+    class (Qian et al. 2019, equation 7).
 
     Distance: Cosine, or any other similarity. Reducer: Mean.
 
@@ -294,8 +295,8 @@ class SoftTripleLoss(ClassLoss):
 class P2SGradLoss(BaseMetricLossFunction):
     """Mean over rows and classes of ``(cos(x_i, w_j) - [j = y_i])^2`` (Zhang et al. 2019, as in Wang and Yamagishi 2021).
 
-    The weights are normalised in the formula, not in place; a row of zeros has the cosine 0, where pytorch-metric-learning gives NaN. Labels
-    are (N,) class numbers, or (N, 1). Distance: Cosine, the only one allowed.
+    The weights are normalised in the formula, not in place; a row of zeros has the cosine 0, where pytorch-metric-learning gives NaN.
+    Labels are (N,) class numbers, or (N, 1). Distance: Cosine, the only one allowed.
 
     Args:
         descriptors_dim: D.
@@ -334,11 +335,11 @@ class P2SGradLoss(BaseMetricLossFunction):
 
 
 class InstanceLoss(BaseMetricLossFunction):
-    """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of the
-    same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
+    """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of
+    the same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
 
-    pytorch-metric-learning takes for a target the row whose index is the label's rank among the labels of the batch; the same where each row
-    has its own label, in order. Distance: Cosine, the only one allowed. Reducer: Mean.
+    pytorch-metric-learning takes for a target the row whose index is the label's rank among the labels of the batch; the same where each
+    row has its own label, in order. Distance: Cosine, the only one allowed. Reducer: Mean.
 
     Args:
         gamma: scale of the cosine.
@@ -370,7 +371,8 @@ class InstanceLoss(BaseMetricLossFunction):
 class NPairsLoss(BaseMetricLossFunction):
     """Cross-entropy of the logits ``S(a_k, p_l)``, target k, over the first positive pair (a_k, p_k) of each label (Sohn 2016).
 
-    Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there are.
+    Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there
+    are.
     """
 
     def __init__(self, **kwargs) -> None:
