@@ -65,6 +65,8 @@ class RowLoss(GenericPairLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        if len(embeddings) == 0:
+            return self.zero_losses()
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
         enough = (positive.sum() > 1) | (negative.sum() > 1)

@@ -64,8 +64,8 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         return (1 - 2 * (k % 2)) * value - 2 * k
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return self.with_regularizer(self.elements(self.row_losses(wide(embeddings), labels) * weight), self.W.t())
+        x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.with_regularizer(self.elements(self.row_losses(x, labels) * weight), self.W.t())
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N,), from rows in the dtype that sums are kept in."""
