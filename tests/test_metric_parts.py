@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import sys
 
@@ -433,6 +434,11 @@ def test_a_loss_alone_is_not_distributed():
     x, y = rows("mixed", "labels")[:2]
     with pytest.warns(UserWarning, match="without torch.distributed"):
         assert torch.equal(distributed.DistributedLossWrapper(losses.ContrastiveLoss())(x, y), losses.ContrastiveLoss()(x, y))
+
+
+def test_examples_run():
+    found = doctest.testmod(sys.modules["fastloss.metric.losses.base"])
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_the_import_line_is_all_that_changes():
