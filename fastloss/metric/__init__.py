@@ -1,8 +1,8 @@
 """Metric learning: losses, distances, reducers, regularizers and miners under the names and calls of pytorch-metric-learning 2.9.0.
 
-``from fastloss.metric import losses, miners`` in the place of ``from pytorch_metric_learning import losses, miners``. From labels, losses over
-pairs, triplets and classes work on the pair engine: no matrix of scores, no list of pairs or triplets, O(N) memory beside gradients; the
-docstrings of the others say what they store. ``fastloss.use_backend`` chooses the engine's backend.
+``from fastloss.metric import losses, miners`` in the place of ``from pytorch_metric_learning import losses, miners``. From labels, losses
+over pairs, triplets and classes work on the pair engine: no matrix of scores, no list of pairs or triplets, O(N) memory beside gradients;
+the docstrings of the others say what they store. ``fastloss.use_backend`` chooses the engine's backend.
 
 Where a loss differs from that library its docstring says so. Everywhere
 
