@@ -6,7 +6,7 @@ import contextlib
 
 import pytorch_metric_learning as peer
 import torch
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: F401  which the package itself does not import
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: F401  not imported by the package
 from pytorch_metric_learning.utils import loss_and_miner_utils as peer_lmu
 from torch import Tensor
 

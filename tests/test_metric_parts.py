@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import sys
 
@@ -127,7 +128,8 @@ def test_regularizers(name, options):
             loss = library.losses.ContrastiveLoss(embedding_regularizer=regularizer, embedding_reg_weight=0.3)
             found.append(value_and_gradients(loss, x, y))
             assert loss.sub_loss_names() == ["pos_loss", "neg_loss", "embedding_reg_loss"]
-            for head, size in (("ArcFaceLoss", {}), ("ProxyAnchorLoss", {}), ("SoftTripleLoss", {"centers_per_class": 1}), ("ProxyNCALoss", {})):
+            one = {"centers_per_class": 1}
+            for head, size in (("ArcFaceLoss", {}), ("ProxyAnchorLoss", {}), ("SoftTripleLoss", one), ("ProxyNCALoss", {})):
                 torch.manual_seed(1)
                 loss = getattr(library.losses, head)(12, 5, weight_regularizer=regularizer, weight_reg_weight=2, **size)
                 found.append(value_and_gradients(loss, x, y))
@@ -173,7 +175,7 @@ def test_reducers_of_a_dictionary():
     two = reducers.MultipleReducers({"a": reducers.SumReducer()})
     assert float(two({"a": about, "b": about}, x, y)) == 10
     already = {"loss": {"losses": torch.tensor(7.0), "indices": None, "reduction_type": "already_reduced"}}
-    assert all(float(getattr(reducers, kind)(**options)(already, x, y)) == 7 for kind, options in (("SumReducer", {}), ("ThresholdReducer", {"low": 9})))
+    assert float(reducers.SumReducer()(already, x, y)) == float(reducers.ThresholdReducer(low=9)(already, x, y)) == 7
     with pytest.raises(NotImplementedError, match="triplet"):
         reducers.PerAnchorReducer()({"loss": about | {"indices": (index,) * 3, "reduction_type": "triplet"}}, x, y)
     for wrong in ({"indices": index[:3]}, {"reduction_type": "triplet"}, {"reduction_type": "already_reduced"}):
@@ -201,7 +203,8 @@ def test_reducers_of_several_losses():
 def test_distances(mode):
     x, _, _, r, _ = rows("mixed", mode)
     for name, options in (("LpDistance", {}), ("LpDistance", {"p": 1, "power": 2}), ("CosineSimilarity", {}), ("SNRDistance", {}),
-                          ("DotProductSimilarity", {"normalize_embeddings": False}), ("LpDistance", {"p": 3, "normalize_embeddings": False})):
+                          ("DotProductSimilarity", {"normalize_embeddings": False}),
+                          ("LpDistance", {"p": 3, "normalize_embeddings": False})):
         theirs, ours = getattr(peer.distances, name)(**options), getattr(distances, name)(**options)
         assert torch.allclose(ours(x, r), theirs(x, r)), name
         other = x.roll(1, 0)
@@ -212,7 +215,8 @@ def test_distances(mode):
         found = []
         batched = distances.BatchedDistance(ours, lambda matrix, start, end: found.append((matrix, start, end)), 5)  # noqa: B023
         assert batched(x, r) is None and batched.p == ours.p
-        assert torch.allclose(torch.cat([matrix for matrix, _, _ in found]), ours(x, r)) and [f[1:] for f in found] == [(0, 5), (5, 10), (10, 12)]
+        assert torch.allclose(torch.cat([matrix for matrix, _, _ in found]), ours(x, r))
+        assert [f[1:] for f in found] == [(0, 5), (5, 10), (10, 12)]
     with pytest.raises(ValueError, match="2D"):
         distances.CosineSimilarity()(torch.randn(3))
     with pytest.raises(TypeError):
@@ -242,20 +246,30 @@ def test_label_and_index_forms():
     for add_one, dim in itertools.product((True, False), (0, 1)):
         assert torch.allclose(lmu.logsumexp(x, mask, add_one, dim), peer_lmu.logsumexp(x, mask, add_one, dim))
     assert torch.equal(lmu.repeat_to_match_size(torch.arange(2), 5, 2), torch.tensor([0, 1, 0, 1, 0]))
-    a, p = torch.arange(6), torch.tensor([2, 3, 0, 5, 4, 1])
-    for subset, where in itertools.product((False, True), (torch.tensor([2, 3, 0]), torch.tensor([4, 5]))):
-        for s, e in ((0, len(where)), (1, 1 + len(where))):
-            wanted, got = (library.not_self_comparisons(a, p, s, e, where, 6, subset) for library in (peer_lmu, lmu))
-            assert torch.equal(wanted, got), (subset, s, e)
+    a, p = torch.cartesian_prod(torch.arange(6), torch.arange(6)).t()
+    for subset, where in itertools.product((False, True), ([2, 3, 4], [4, 5], [5, 0, 1])):
+        where = torch.tensor(where)
+        wanted, got = (library.remove_self_comparisons((a, p, a, p), where, 6, subset) for library in (peer_lmu, lmu))
+        assert all(torch.equal(x, y) for x, y in zip(wanted, got)), (subset, where)
+        for s in (0, 2):
+            wanted, got = (library.not_self_comparisons(a, p, s, s + 3, where, 6, subset) for library in (peer_lmu, lmu))
+            assert torch.equal(wanted, got), (subset, where, s)
 
 
 def test_common_functions():
+    def plain(found: dict) -> dict:
+        """With lists and numbers in the place of numpy's."""
+        return {int(k): plain(v) if isinstance(v, dict) else [int(x) for x in v] if hasattr(v, "__len__") else int(v)
+                for k, v in found.items()}
+
     x, y = torch.randn(4, 3), torch.tensor([5, 2, 5, 9])
     triplet = y % 2, y, y
     for name, arguments in (
-        ("pos_inf", (torch.float16,)), ("neg_inf", (torch.float32,)), ("small_val", (torch.float64,)), ("shift_indices_tuple", (triplet, 4)),
+        ("pos_inf", (torch.float16,)), ("neg_inf", (torch.float32,)), ("small_val", (torch.float64,)),
+        ("shift_indices_tuple", (triplet, 4)), ("shift_indices_tuple", ((*triplet, y), 4)),
         ("concatenate_indices_tuples", (triplet, triplet)), ("torch_arange_from_size", (x,)), ("torch_standard_scaler", (x,)),
-        ("torch_all_from_dim_to_end", (x > -1, 1)), ("make_label_to_rank_dict", (y.tolist(),)), ("get_label_map", (y.numpy(),)), ("exclude", ([1, 2], [2])),
+        ("torch_all_from_dim_to_end", (x > -1, 1)), ("make_label_to_rank_dict", ([5, 2, 9],)), ("get_label_map", (y.numpy(),)),
+        ("exclude", ([1, 2], [2])),
         ("append_map", (["a"], "_b")), ("modelpath_creator", ("folder", "trunk", 3)), ("get_labels_to_indices", (y.numpy(),)),
         ("unslice_by_n", ([x[0::2], x[1::2]],)),
     ):
@@ -264,7 +278,7 @@ def test_common_functions():
         assert len(wanted) == len(got), name
         for a, b in zip(wanted, got):
             if isinstance(a, dict):
-                assert {k: list(v) if hasattr(v, "__len__") else v for k, v in a.items()} == {k: list(v) if hasattr(v, "__len__") else v for k, v in b.items()}
+                assert plain(a) == plain(b), name
             else:
                 assert torch.equal(a, b) if torch.is_tensor(a) else a == b, name
     assert {name for name in vars(peer_c_f) if callable(vars(peer_c_f)[name]) and vars(peer_c_f)[name].__module__ == peer_c_f.__name__} <= {
@@ -284,7 +298,8 @@ def test_self_supervised(name):
             continue
         with doubles():
             wanted, got = (
-                library.losses.SelfSupervisedLoss(getattr(library.losses, name)(), symmetric=symmetric)(x, z) for library in (peer, fastloss.metric)
+                library.losses.SelfSupervisedLoss(getattr(library.losses, name)(), symmetric=symmetric)(x, z)
+                for library in (peer, fastloss.metric)
             )
         assert torch.allclose(wanted, got), symmetric
     with pytest.raises(Exception, match="SelfSupervisedLoss not supported for ArcFaceLoss"):
@@ -356,7 +371,9 @@ def test_multiple_losses():
     for build in (
         lambda m: m.losses.MultipleLosses([m.losses.ContrastiveLoss(), m.losses.NTXentLoss()]),
         lambda m: m.losses.MultipleLosses([m.losses.ContrastiveLoss(), m.losses.NTXentLoss()], weights=[0.5, 2]),
-        lambda m: m.losses.MultipleLosses({"a": m.losses.ContrastiveLoss(), "b": m.losses.NTXentLoss()}, {"a": m.miners.BatchHardMiner()}, {"a": 1, "b": 3}),
+        lambda m: m.losses.MultipleLosses(
+            {"a": m.losses.ContrastiveLoss(), "b": m.losses.NTXentLoss()}, {"a": m.miners.BatchHardMiner()}, {"a": 1, "b": 3}
+        ),
     ):
         theirs, ours = build(peer), build(fastloss.metric)
         assert torch.allclose(theirs(x, y), ours(x, y))
@@ -404,7 +421,8 @@ def test_distributed(tmp_path):
         for efficient, name in itertools.product((False, True), ("ContrastiveLoss", "MultiSimilarityLoss", "NCALoss")):
             loss = getattr(losses, name)()
             value = 2 * (loss(own, y[rank], pairs, every, labels) if efficient else loss(every, labels))
-            assert torch.allclose(next(got), value) and torch.allclose(next(got), torch.autograd.grad(value, own, retain_graph=True)[0], atol=1e-6)
+            assert torch.allclose(next(got), value)
+            assert torch.allclose(next(got), torch.autograd.grad(value, own, retain_graph=True)[0], atol=1e-6)
         for wanted in miners.BatchHardMiner()(every, labels):
             assert torch.equal(next(got), wanted)
         for _ in range(3):
@@ -416,6 +434,11 @@ def test_a_loss_alone_is_not_distributed():
     x, y = rows("mixed", "labels")[:2]
     with pytest.warns(UserWarning, match="without torch.distributed"):
         assert torch.equal(distributed.DistributedLossWrapper(losses.ContrastiveLoss())(x, y), losses.ContrastiveLoss()(x, y))
+
+
+def test_examples_run():
+    found = doctest.testmod(sys.modules["fastloss.metric.losses.base"])
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_the_import_line_is_all_that_changes():

@@ -19,8 +19,8 @@ from .utils import common_functions as c_f
 from .utils import loss_and_miner_utils as lmu
 
 __all__ = [
-    "AngularMiner", "BaseMiner", "BatchEasyHardMiner", "BatchHardMiner", "DistanceWeightedMiner", "EmbeddingsAlreadyPackagedAsTriplets", "HDCMiner",
-    "MultiSimilarityMiner", "PairMarginMiner", "TripletMarginMiner", "UniformHistogramMiner",
+    "AngularMiner", "BaseMiner", "BatchEasyHardMiner", "BatchHardMiner", "DistanceWeightedMiner", "EmbeddingsAlreadyPackagedAsTriplets",
+    "HDCMiner", "MultiSimilarityMiner", "PairMarginMiner", "TripletMarginMiner", "UniformHistogramMiner",
 ]
 
 ELEMENTS = 2**22  # of a block
@@ -55,7 +55,8 @@ def joined(parts: list[tuple[Tensor, ...]], like: Tensor, size: int) -> tuple[Te
 
 
 class BaseMiner(ModuleWithDistance):
-    """The base of miners. A subclass has ``mine(embeddings, labels, ref_emb, ref_labels)``, which gives a tuple of 3 or 4 tensors of indices.
+    """The base of miners. A subclass has ``mine(embeddings, labels, ref_emb, ref_labels)``, which gives a tuple of 3 or 4 tensors of
+    indices.
 
     Attributes ``num_pos_pairs``, ``num_neg_pairs`` and ``num_triplets`` say what the last call gave.
 
@@ -152,8 +153,9 @@ class PairMarginMiner(BaseMiner):
 
 
 class MultiSimilarityMiner(BaseMiner):
-    """Positive pairs less similar than the most similar negative of their row plus epsilon, negative pairs more similar than its least similar
-    positive less epsilon (Wang et al. 2019, equations 10 and 11); nothing unless there are pairs of both kinds. Distance: Cosine."""
+    """Positive pairs less similar than the most similar negative of their row plus epsilon, negative pairs more similar than its least
+    similar positive less epsilon (Wang et al. 2019, equations 10 and 11); nothing unless there are pairs of both kinds. Distance:
+    Cosine."""
 
     def __init__(self, epsilon: float = 0.1, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -220,7 +222,8 @@ class TripletMarginMiner(_TripletMiner):
 
 
 class AngularMiner(_TripletMiner):
-    """Triplets whose angle at the negative, ``atan(|a - p| / (2 |n - (a + p) / 2|))``, is above one, of rows as they are (Wang et al. 2017).
+    """Triplets whose angle at the negative, ``atan(|a - p| / (2 |n - (a + p) / 2|))``, is above one, of rows as they are (Wang et al.
+    2017).
 
     Args:
         angle: in degrees.
@@ -243,14 +246,15 @@ class AngularMiner(_TripletMiner):
 
 
 class BatchEasyHardMiner(BaseMiner):
-    """One positive and one negative pair for each row that has both, by strategies: "hard", the farthest positive, the nearest negative; "easy",
-    the converse; "semihard", the nearest negative farther than the chosen positive, or the farthest positive nearer than the chosen negative;
-    "all", all pairs of that side, of all rows (Xuan et al. 2020). Distance: Lp.
+    """One positive and one negative pair for each row that has both, by strategies: "hard", the farthest positive, the nearest negative;
+    "easy", the converse; "semihard", the nearest negative farther than the chosen positive, or the farthest positive nearer than the chosen
+    negative; "all", all pairs of that side, of all rows (Xuan et al. 2020). Distance: Lp.
 
     Args:
         pos_strategy: of positives.
         neg_strategy: of negatives.
-        allowed_pos_range: (low, high), between which the distance, or similarity, of a chosen positive pair must lie; None for any. Of "all"
+        allowed_pos_range: (low, high), between which the distance, or similarity, of a chosen positive pair must lie; None for any. Of
+            "all"
             it leaves out none.
         allowed_neg_range: the same of negative pairs.
 
@@ -334,8 +338,8 @@ class BatchHardMiner(BatchEasyHardMiner):
 
 
 class DistanceWeightedMiner(BaseMiner):
-    """Random triplets, as many for each anchor as its class has rows, whose negatives are drawn in inverse proportion to the density of distances
-    on the unit sphere, ``log w = (2 - D) log d - (D - 3) / 2 log(1 - d^2 / 4)`` (Wu et al. 2017, equation 5).
+    """Random triplets, as many for each anchor as its class has rows, whose negatives are drawn in inverse proportion to the density of
+    distances on the unit sphere, ``log w = (2 - D) log d - (D - 3) / 2 log(1 - d^2 / 4)`` (Wu et al. 2017, equation 5).
 
     Distance: Lp, normalised, p = 2 and power 1.
 

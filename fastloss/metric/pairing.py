@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import formula_backward
-from ..pair import Scores, Statistic, Term, matrix_statistics, pair_statistics, score_matrix, transformed
+from ..pair import Scores, Statistic, Term, dense_labels, matrix_statistics, pair_statistics, score_matrix, transformed
 from .distances import BaseDistance
 from .utils import loss_and_miner_utils as lmu
 
@@ -92,7 +92,7 @@ class PairScores:
         """How many positive and how many negative pairs each row has."""
         if self.codes is not None:
             return (self.codes == 1).sum(0), (self.codes == 2).sum(0)
-        labels, ref_labels = self.labels
+        labels, ref_labels = dense_labels(*self.labels, torch.int64)
         ordered = (labels if ref_labels is None else ref_labels).sort().values
         same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
         return same - int(self.skip is not None), self.columns - same

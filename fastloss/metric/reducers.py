@@ -45,7 +45,8 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 
 
 class BaseReducer(ModuleWithRecords):
-    """Calls ``element_reduction``, ``pos_pair_reduction``, ``neg_pair_reduction`` or ``triplet_reduction`` of a subclass, by the type of losses.
+    """Calls ``element_reduction``, ``pos_pair_reduction``, ``neg_pair_reduction`` or ``triplet_reduction`` of a subclass, by the type of
+    losses.
 
     Each is called as ``reduction(losses, loss_indices, embeddings, labels)``. What is already reduced passes through.
     """
@@ -106,8 +107,10 @@ class BaseReducer(ModuleWithRecords):
             wanted = 3 if reduction_type == "triplet" else 2
             fits = len(loss_indices) == wanted and all(len(i) == len(losses) for i in loss_indices)
         if not fits:
-            sizes = None if loss_indices is None else [len(i) for i in loss_indices] if isinstance(loss_indices, tuple) else len(loss_indices)
-            raise AssertionError(f"{type(self).__name__}: losses of shape {tuple(losses.shape)} and indices {sizes} are not {reduction_type}")
+            sizes = [tuple(i.shape) for i in (loss_indices if isinstance(loss_indices, tuple) else (loss_indices,)) if i is not None]
+            raise AssertionError(
+                f"{type(self).__name__}: losses of shape {tuple(losses.shape)} with indices of shapes {sizes} are not {reduction_type}"
+            )
 
 
 class _SameReducer(BaseReducer):

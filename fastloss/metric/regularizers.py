@@ -11,7 +11,8 @@ from .reducers import BaseReducer, DivisorReducer
 from .utils import common_functions as c_f
 
 __all__ = [
-    "BaseRegularizer", "CenterInvariantRegularizer", "LpRegularizer", "RegularFaceRegularizer", "SparseCentersRegularizer", "ZeroMeanRegularizer",
+    "BaseRegularizer", "CenterInvariantRegularizer", "LpRegularizer", "RegularFaceRegularizer", "SparseCentersRegularizer",
+    "ZeroMeanRegularizer",
 ]
 
 

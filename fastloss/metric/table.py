@@ -68,7 +68,9 @@ LOSSES: dict[str, Entry] = {
     "PNPLoss": Entry(tuple({"variant": v, "anneal": 0.1} for v in ("O", "Ds", "Dq", "Iu", "Ib")), COSINE, references=False, listed=False),
     "ProxyAnchorLoss": _classes({}, {"margin": 0.3, "alpha": 4}, distances=ANY[:3]),
     "ProxyNCALoss": _classes({}, {"softmax_scale": 4}, distances=ANY[:3]),
-    "RankedListLoss": Entry(({"margin": 0.4, "Tn": 2, "Tp": 1}, {"margin": 0.5, "Tn": 10, "alpha": 1.1}), LP, references=False, listed=False),
+    "RankedListLoss": Entry(
+        ({"margin": 0.4, "Tn": 2, "Tp": 1}, {"margin": 0.5, "Tn": 10, "alpha": 1.1}), LP, references=False, listed=False
+    ),
     "SignalToNoiseRatioContrastiveLoss": Entry(({}, {"pos_margin": 0.2, "neg_margin": 3}), SNR),
     "SmoothAPLoss": Entry(({}, {"temperature": 0.1}), COSINE, references=False),
     "SoftTripleLoss": _classes({}, {"centers_per_class": 2, "la": 5, "gamma": 0.5, "margin": 0.1}, distances=SIMILARITY),

@@ -4,8 +4,8 @@ from .base import BaseMetricLossFunction, WeightRegularizerMixin
 from .generic import GenericPairLoss
 from .margins import ArcFaceLoss, CosFaceLoss, LargeMarginSoftmaxLoss, SphereFaceLoss, SubCenterArcFaceLoss
 from .pairs import (
-    CircleLoss, ContrastiveLoss, GeneralizedLiftedStructureLoss, IntraPairVarianceLoss, LiftedStructureLoss, MultiSimilarityLoss, NTXentLoss,
-    SignalToNoiseRatioContrastiveLoss, SupConLoss, TupletMarginLoss,
+    CircleLoss, ContrastiveLoss, GeneralizedLiftedStructureLoss, IntraPairVarianceLoss, LiftedStructureLoss, MultiSimilarityLoss,
+    NTXentLoss, SignalToNoiseRatioContrastiveLoss, SupConLoss, TupletMarginLoss,
 )
 from .proxies import (
     InstanceLoss, NCALoss, NormalizedSoftmaxLoss, NPairsLoss, P2SGradLoss, ProxyAnchorLoss, ProxyNCALoss, SoftTripleLoss,
@@ -17,11 +17,11 @@ from .triplets import AngularLoss, MarginLoss, ThresholdConsistentMarginLoss, Tr
 from .wrappers import BaseLossWrapper, CrossBatchMemory, MultipleLosses, SelfSupervisedLoss, VICRegLoss
 
 __all__ = [
-    "AngularLoss", "ArcFaceLoss", "BaseLossWrapper", "BaseMetricLossFunction", "CircleLoss", "ContrastiveLoss", "CosFaceLoss", "CrossBatchMemory",
-    "DynamicSoftMarginLoss", "FastAPLoss", "GeneralizedLiftedStructureLoss", "GenericPairLoss", "HistogramLoss", "InstanceLoss",
-    "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss", "LiftedStructureLoss", "ManifoldLoss", "MarginLoss", "MultiSimilarityLoss",
-    "MultipleLosses", "NCALoss", "NPairsLoss", "NTXentLoss", "NormalizedSoftmaxLoss", "P2SGradLoss", "PNPLoss", "ProxyAnchorLoss", "ProxyNCALoss",
-    "RankedListLoss", "SelfSupervisedLoss", "SignalToNoiseRatioContrastiveLoss", "SmoothAPLoss", "SoftTripleLoss", "SphereFaceLoss",
-    "SubCenterArcFaceLoss", "SupConLoss", "ThresholdConsistentMarginLoss", "TripletMarginLoss", "TupletMarginLoss", "VICRegLoss",
-    "WeightRegularizerMixin",
+    "AngularLoss", "ArcFaceLoss", "BaseLossWrapper", "BaseMetricLossFunction", "CircleLoss", "ContrastiveLoss", "CosFaceLoss",
+    "CrossBatchMemory", "DynamicSoftMarginLoss", "FastAPLoss", "GeneralizedLiftedStructureLoss", "GenericPairLoss", "HistogramLoss",
+    "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss", "LiftedStructureLoss", "ManifoldLoss", "MarginLoss",
+    "MultiSimilarityLoss", "MultipleLosses", "NCALoss", "NPairsLoss", "NTXentLoss", "NormalizedSoftmaxLoss", "P2SGradLoss", "PNPLoss",
+    "ProxyAnchorLoss", "ProxyNCALoss", "RankedListLoss", "SelfSupervisedLoss", "SignalToNoiseRatioContrastiveLoss", "SmoothAPLoss",
+    "SoftTripleLoss", "SphereFaceLoss", "SubCenterArcFaceLoss", "SupConLoss", "ThresholdConsistentMarginLoss", "TripletMarginLoss",
+    "TupletMarginLoss", "VICRegLoss", "WeightRegularizerMixin",
 ]

@@ -16,8 +16,8 @@ class BaseMetricLossFunction(ModuleWithReducerAndDistance):
     """The base of losses. A subclass has ``compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)``, which gives a dictionary
     ``{name: {"losses", "indices", "reduction_type"}}``, and ``_sub_loss_names()`` for the names if there is not just ``"loss"``.
 
-    A loss computes in float32 (in float64 of float64 embeddings), whatever autocast says, and rounds the result to the embeddings' dtype; under
-    autocast it stays float32.
+    A loss computes in float32 (in float64 of float64 embeddings), whatever autocast says, and rounds the result to the embeddings' dtype;
+    under autocast it stays float32.
 
     Args:
         embedding_regularizer: a regularizer of the embeddings, or None.

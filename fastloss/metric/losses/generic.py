@@ -14,9 +14,9 @@ from .base import BaseMetricLossFunction
 class GenericPairLoss(BaseMetricLossFunction):
     """The base of losses over pairs. A subclass has ``_compute_loss``, which gives the dictionary of losses.
 
-    With ``mat_based_loss`` it is called as ``_compute_loss(mat, pos_mask, neg_mask)`` with (N, M) matrices of scores and of 0 and 1, else as
-    ``_compute_loss(pos_pair, neg_pair, indices_tuple)`` with the scores of the listed pairs. If there is no list with more than one entry,
-    the loss is 0.
+    With ``mat_based_loss`` it is called as ``_compute_loss(mat, pos_mask, neg_mask)`` with (N, M) matrices of scores and of 0 and 1, else
+    as ``_compute_loss(pos_pair, neg_pair, indices_tuple)`` with the scores of the listed pairs. If there is no list with more than one
+    entry, the loss is 0.
 
     Args:
         mat_based_loss: which of the two.
@@ -65,6 +65,8 @@ class RowLoss(GenericPairLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        if len(embeddings) == 0:
+            return self.zero_losses()
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
         enough = (positive.sum() > 1) | (negative.sum() > 1)

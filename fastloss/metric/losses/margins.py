@@ -1,4 +1,5 @@
-"""Softmax losses whose target logit keeps a margin. c_ij is the cosine of row i and class j's weights, t_i = c_{i, y_i}, theta its angle."""
+"""Softmax losses whose target logit keeps a margin. c_ij is the cosine of row i and class j's weights, t_i = c_{i, y_i}, theta its
+angle."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class LargeMarginSoftmaxLoss(ClassLoss):
     """Cross-entropy of logits ``scale |x_i| |W_j| c_ij`` with ``(-1)^k cos(margin theta) - 2 k`` in t's place, k = floor(margin theta / pi)
     (Liu et al. 2016, equation 6).
 
-    The softmax is over the log-sum-exp of the other classes, which the pair engine gives without a matrix of logits. Distance: Cosine, the only
-    one allowed. Reducer: Mean.
+    The softmax is over the log-sum-exp of the other classes, which the pair engine gives without a matrix of logits. Distance: Cosine, the
+    only one allowed. Reducer: Mean.
 
     Args:
         num_classes: C.
@@ -63,8 +64,8 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         return (1 - 2 * (k % 2)) * value - 2 * k
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return self.with_regularizer(self.elements(self.row_losses(wide(embeddings), labels) * weight), self.W.t())
+        x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.with_regularizer(self.elements(self.row_losses(x, labels) * weight), self.W.t())
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N,), from rows in the dtype that sums are kept in."""
@@ -125,8 +126,8 @@ class ArcFaceLoss(LargeMarginSoftmaxLoss):
     """Cross-entropy of logits ``scale c_ij`` with ``cos(theta + m)`` in t's place, beyond theta = pi - m with ``t - m sin(m)``
     (Deng et al. 2019, equation 3).
 
-    cos(theta + m) is computed as t cos(m) - sqrt(1 - t^2) sin(m), with the root held at t = 1 and -1, where pytorch-metric-learning's gradients
-    are NaN.
+    cos(theta + m) is computed as t cos(m) - sqrt(1 - t^2) sin(m), with the root held at t = 1 and -1, where pytorch-metric-learning's
+    gradients are NaN.
 
     Args:
         num_classes: C.
@@ -201,8 +202,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             return_dominant_centers: as in pytorch-metric-learning 2.9.0 the centres come in any case.
 
         Returns:
-            Indices of the outliers, class by class, and the dominant centres (D, C): of each class the one that is nearest to most of its rows,
-            0 of a class without rows.
+            Indices of the outliers, class by class, and the dominant centres (D, C): of each class the one that is nearest to most of its
+            rows, 0 of a class without rows.
         """
         with torch.no_grad():
             x = wide(embeddings)

@@ -1,4 +1,5 @@
-"""Losses over positive and negative pairs. S_ij is the distance's value; a margin of u over v is u - v for distances, v - u for similarities."""
+"""Losses over positive and negative pairs. S_ij is the distance's value; a margin of u over v is u - v for distances, v - u for
+similarities."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def softplus(x: Tensor) -> Tensor:
 
 
 class ContrastiveLoss(PairLoss):
-    """``relu(margin(S_ij, pos_margin))`` of positive pairs and ``relu(margin(neg_margin, S_ij))`` of negative ones, named pos_loss and neg_loss.
+    """``relu(margin(S_ij, pos_margin))`` of positive pairs and ``relu(margin(neg_margin, S_ij))`` of negative ones, named pos_loss and
+    neg_loss.
 
     Hadsell et al. 2006, without squares. Distance: Lp. Reducer: AvgNonZero, the mean of each over the losses above 0.
 
@@ -42,7 +44,10 @@ class ContrastiveLoss(PairLoss):
             Term("sum", "positive", "relu", (self.sign, -self.sign * self.pos_margin)),
             Term("sum", "negative", "relu", (-self.sign, self.sign * self.neg_margin)),
         )
-        return {"pos_loss": (pos.value.sum(), positive.sum(), pos.count.sum()), "neg_loss": (neg.value.sum(), negative.sum(), neg.count.sum())}
+        return {
+            name: (found.value.sum(), number.sum(), found.count.sum())
+            for name, found, number in (("pos_loss", pos, positive), ("neg_loss", neg, negative))
+        }
 
     def _compute_loss(self, pos_pair: Tensor, neg_pair: Tensor, indices_tuple) -> dict:
         pos = torch.relu(self.distance.margin(pos_pair, self.pos_margin))
@@ -89,7 +94,8 @@ class IntraPairVarianceLoss(PairLoss):
             Term("sum", "negative", "square", (-self.sign,), row=pairs.constant(self.sign * self._factors()[1] * means[1])),
         )
         return {
-            "pos_loss": (pos.value.sum(), count["positive"], pos.count.sum()), "neg_loss": (neg.value.sum(), count["negative"], neg.count.sum())
+            "pos_loss": (pos.value.sum(), count["positive"], pos.count.sum()),
+            "neg_loss": (neg.value.sum(), count["negative"], neg.count.sum()),
         }
 
     def _factors(self) -> tuple[float, float]:
@@ -139,8 +145,8 @@ class NTXentLoss(_AnchorLoss):
     """``-log(exp(s_ap) / (exp(s_ap) + sum_n exp(s_an)))`` of each positive pair, s = S / temperature, n the anchor's negatives (Sohn 2016,
     Chen et al. 2020, with labels): ``softplus(lse_n s_an - s_ap)``, of rows of log-sum-exps instead of positives times negatives.
 
-    As in pytorch-metric-learning a loss never exceeds ``-log(tiny)``, 87.3 in float32, from where its gradient is 0; here by that of the dtype
-    that sums are kept in, also for float16. Distance: Cosine; of distances s is negative. Reducer: Mean.
+    As in pytorch-metric-learning a loss never exceeds ``-log(tiny)``, 87.3 in float32, from where its gradient is 0; here by that of the
+    dtype that sums are kept in, also for float16. Distance: Cosine; of distances s is negative. Reducer: Mean.
 
     Args:
         temperature: divides the scores.
@@ -172,8 +178,8 @@ class NTXentLoss(_AnchorLoss):
 class TupletMarginLoss(_AnchorLoss):
     """``log(1 + sum_n exp(scale (S_an - cos(theta_ap - margin))))`` of each positive pair, theta its angle (Yu and Tao 2019).
 
-    cos(theta - m) is computed as S cos(m) + sqrt(1 - S^2) sin(m), with the angle held at parallel rows, where pytorch-metric-learning gives NaN.
-    Distance: Cosine, the only one allowed. Reducer: Mean.
+    cos(theta - m) is computed as S cos(m) + sqrt(1 - S^2) sin(m), with the angle held at parallel rows, where pytorch-metric-learning gives
+    NaN. Distance: Cosine, the only one allowed. Reducer: Mean.
 
     Args:
         margin: in degrees.
@@ -205,8 +211,8 @@ class TupletMarginLoss(_AnchorLoss):
 
 
 class LiftedStructureLoss(_AnchorLoss):
-    """``relu(lse_K margin(neg_margin, S_bn) + margin(S_ap, pos_margin))^2 / 2`` of each positive pair, K the negative pairs (b, n) of both ends
-    (Oh Song et al. 2016).
+    """``relu(lse_K margin(neg_margin, S_bn) + margin(S_ap, pos_margin))^2 / 2`` of each positive pair, K the negative pairs (b, n) of both
+    ends (Oh Song et al. 2016).
 
     The negatives of an end that is a reference row are the pairs with it; pytorch-metric-learning takes the pairs of the embedding that
     happens to have its index. Distance: Lp. Reducer: Mean.
@@ -252,7 +258,8 @@ def _finite(value: Tensor) -> Tensor:
 
 
 class GeneralizedLiftedStructureLoss(RowLoss):
-    """``relu(lse_p margin(S_ip, pos_margin) + lse_n margin(neg_margin, S_in))`` of each row; a side without pairs adds 0 (Hermans et al. 2017).
+    """``relu(lse_p margin(S_ip, pos_margin) + lse_n margin(neg_margin, S_in))`` of each row; a side without pairs adds 0 (Hermans et al.
+    2017).
 
     Distance: Lp. Reducer: Mean over all rows.
     """
@@ -325,8 +332,8 @@ class MultiSimilarityLoss(RowLoss):
 
 
 class CircleLoss(RowLoss):
-    """``softplus(lse_p(-gamma a_p (S_ip - 1 + m)) + lse_n(gamma a_n (S_in - m)))`` of each row, with weights ``a_p = relu(1 + m - S_ip)`` and
-    ``a_n = relu(S_in + m)`` that have no gradient (Sun et al. 2020, equations 6 to 8); 0 for rows without positives or negatives.
+    """``softplus(lse_p(-gamma a_p (S_ip - 1 + m)) + lse_n(gamma a_n (S_in - m)))`` of each row, with weights ``a_p = relu(1 + m - S_ip)``
+    and ``a_n = relu(S_in + m)`` that have no gradient (Sun et al. 2020, equations 6 to 8); 0 for rows without positives or negatives.
 
     Distance: Cosine, the only one allowed. Reducer: AvgNonZero.
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pair import Term, pair_statistics, score_matrix
+from ..._checks import labels_in_range
+from ...pair import Term, dense_labels, pair_statistics
 from ..distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from ..pairing import PairScores, listed_scores
 from ..reducers import BaseReducer, DivisorReducer, Sums
@@ -23,6 +24,14 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def class_rows(loss, embeddings: Tensor, labels: Tensor | None, ref_emb, ref_labels) -> tuple[Tensor, Tensor]:
+    """Rows in the dtype that sums are kept in and labels as class numbers of a loss that takes no references."""
+    c_f.labels_required(labels)
+    c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+    labels_in_range(type(loss).__name__, labels, loss.num_classes, None)
+    return wide(embeddings), labels.long()
+
+
 def softmax_losses(pairs: PairScores, target: Tensor, scale: float) -> Tensor:
     """Cross-entropies of rows whose negative pairs have the logits ``scale * S`` and whose one positive one has the logit `target`."""
     (others,) = pairs.statistics(Term("lse", "negative", "linear", (scale,)))
@@ -35,11 +44,10 @@ class ClassLoss(WeightRegularizerMixin, BaseMetricLossFunction):
     Labels are class numbers. References are not supported. Weights keep their dtype and device, whatever the embeddings have.
     """
 
-    def checked_weights(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> Tensor:
-        """How much each row counts."""
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        return lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype)
+    def checked(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows in the dtype that sums are kept in, their class numbers, and how much each counts."""
+        x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
+        return x, labels, lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype)
 
     def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
         """Move the module; losses themselves work with weights of any dtype."""
@@ -88,8 +96,7 @@ class NormalizedSoftmaxLoss(ClassLoss):
         self.add_to_recordable_attributes(list_of_names=["embedding_size", "num_classes", "temperature"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        x = wide(embeddings)
+        x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         rows = F.normalize(self.as_rows(self.W, x), dim=1)
         scale = (1.0 if self.distance.is_inverted else -1.0) / self.temperature
         losses = softmax_losses(self.class_scores(x, rows, labels), scale * self.target_scores(x, rows, labels), scale)
@@ -106,8 +113,8 @@ class NormalizedSoftmaxLoss(ClassLoss):
 
 
 class NCALoss(BaseMetricLossFunction):
-    """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives are
-    left out, and of no rows the mean is NaN.
+    """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives
+    are left out, and of no rows the mean is NaN.
 
     Rows whose probability underflows keep their loss, where pytorch-metric-learning leaves them out. Listed pairs only weigh rows.
     Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean.
@@ -146,8 +153,8 @@ class NCALoss(BaseMetricLossFunction):
 
 
 class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
-    """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al. 2017,
-    with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
+    """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al.
+    2017, with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
 
     Args:
         num_classes: C.
@@ -166,9 +173,7 @@ class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
         self.add_to_recordable_attributes(list_of_names=["num_classes"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        x = wide(embeddings)
+        x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
         classes = self.proxy_labels.to(labels.device)
         weight = lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
         found = self.nca_losses(x, self.proxies.to(x), labels, classes, weight)
@@ -180,7 +185,8 @@ class ProxyAnchorLoss(ClassLoss):
     """``sum_j log(1 + sum_{i: y_i = j} exp(-alpha (S_ij - margin))) / #{classes present}``, named pos_loss, and
     ``sum_j log(1 + sum_{i: y_i != j} exp(alpha (S_ij + margin))) / C``, named neg_loss, over proxies j (Kim et al. 2020, equation 4).
 
-    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer: Divisor.
+    Weights w_i of rows enter as ``w_i - 1`` inside the exponent. Of distances S the exponents are negative. Distance: Cosine. Reducer:
+    Divisor.
 
     Args:
         num_classes: C.
@@ -201,8 +207,7 @@ class ProxyAnchorLoss(ClassLoss):
         self.add_to_recordable_attributes(list_of_names=["num_classes", "alpha", "margin"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        x = wide(embeddings)
+        x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         pairs = self.class_scores(x, self.proxies.to(x), labels)
         near = pairs.sign * self.alpha
         shift = None if indices_tuple is None else weight - 1
@@ -233,8 +238,8 @@ class ProxyAnchorLoss(ClassLoss):
 
 
 class SoftTripleLoss(ClassLoss):
-    """Cross-entropy of logits ``la (a_ic - margin [c = y_i])``, ``a_ic = sum_k softmax_k(S_ick / gamma) S_ick`` over the centres k of a class
-    (Qian et al. 2019, equation 7).
+    """Cross-entropy of logits ``la (a_ic - margin [c = y_i])``, ``a_ic = sum_k softmax_k(S_ick / gamma) S_ick`` over the centres k of a
+    class (Qian et al. 2019, equation 7).
 
     Distance: Cosine, or any other similarity. Reducer: Mean.
 
@@ -269,8 +274,8 @@ class SoftTripleLoss(ClassLoss):
         )
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        weight = self.checked_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        similarity = self._similarity(embeddings)
+        x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        similarity = self._similarity(x)
         shift = F.one_hot(labels, self.num_classes) * self.margin
         losses = F.cross_entropy(self.la * (similarity - shift), labels, reduction="none") * weight
         return self.with_regularizer(self.elements(losses), self.fc.t())
@@ -294,8 +299,8 @@ class SoftTripleLoss(ClassLoss):
 class P2SGradLoss(BaseMetricLossFunction):
     """Mean over rows and classes of ``(cos(x_i, w_j) - [j = y_i])^2`` (Zhang et al. 2019, as in Wang and Yamagishi 2021).
 
-    The weights are normalised in the formula, not in place; a row of zeros has the cosine 0, where pytorch-metric-learning gives NaN. Labels
-    are (N,) class numbers, or (N, 1). Distance: Cosine, the only one allowed.
+    The weights are normalised in the formula, not in place; a row of zeros has the cosine 0, where pytorch-metric-learning gives NaN.
+    Distance: Cosine, the only one allowed.
 
     Args:
         descriptors_dim: D.
@@ -314,10 +319,8 @@ class P2SGradLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["descriptors_dim", "num_classes"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
         c_f.indices_tuple_not_supported(indices_tuple)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        x = wide(embeddings)
+        x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
         scores = self.distance.scores(x, self.weight.t().to(x))
         classes = torch.arange(self.num_classes, device=labels.device)
         above, below = pair_statistics(
@@ -334,11 +337,11 @@ class P2SGradLoss(BaseMetricLossFunction):
 
 
 class InstanceLoss(BaseMetricLossFunction):
-    """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of the
-    same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
+    """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of
+    the same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
 
-    pytorch-metric-learning takes for a target the row whose index is the label's rank among the labels of the batch; the same where each row
-    has its own label, in order. Distance: Cosine, the only one allowed. Reducer: Mean.
+    pytorch-metric-learning takes for a target the row whose index is the label's rank among the labels of the batch; the same where each
+    row has its own label, in order. Distance: Cosine, the only one allowed. Reducer: Mean.
 
     Args:
         gamma: scale of the cosine.
@@ -354,6 +357,7 @@ class InstanceLoss(BaseMetricLossFunction):
         c_f.labels_required(labels)
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        labels, _ = dense_labels(labels, None, torch.int64)
         ordered, order = labels.sort(stable=True)
         first = order[torch.searchsorted(ordered, labels)] if len(labels) else order
         scores = self.distance.scores(embeddings, embeddings)
@@ -370,7 +374,8 @@ class InstanceLoss(BaseMetricLossFunction):
 class NPairsLoss(BaseMetricLossFunction):
     """Cross-entropy of the logits ``S(a_k, p_l)``, target k, over the first positive pair (a_k, p_k) of each label (Sohn 2016).
 
-    Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there are.
+    Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there
+    are.
     """
 
     def __init__(self, **kwargs) -> None:

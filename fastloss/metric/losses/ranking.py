@@ -26,8 +26,8 @@ def row_values(function, *matrices: Tensor) -> Tensor:
 
 
 def soft_histogram(values: Tensor, weights: Tensor, low: float, width: float, nodes: int) -> Tensor:
-    """(R, nodes): each value (R, M) gives its weight to the two nodes ``low + k width`` around it, the nearer one the more; nodes beyond the
-    ends are those at the ends."""
+    """(R, nodes): each value (R, M) gives its weight to the two nodes ``low + k width`` around it, the nearer one the more; nodes beyond
+    the ends are those at the ends."""
     position = (values - low) / width
     lower = position.detach().floor().clamp(0, nodes - 2)
     part = (position - lower).clamp(0, 1)
@@ -39,8 +39,8 @@ def soft_histogram(values: Tensor, weights: Tensor, low: float, width: float, no
 
 
 class FastAPLoss(BaseMetricLossFunction):
-    """1 - AP of each row that has positives, the average precision over a histogram of distances: ``AP = 1/|P| sum_k h+_k H+_k / H_k`` with soft
-    counts h of positives in bin k and sums H up to it, of positives (+) and of all pairs (Cakir et al. 2019, equation 7).
+    """1 - AP of each row that has positives, the average precision over a histogram of distances: ``AP = 1/|P| sum_k h+_k H+_k / H_k`` with
+    soft counts h of positives in bin k and sums H up to it, of positives (+) and of all pairs (Cakir et al. 2019, equation 7).
 
     Distance: Lp, p = 2, normalised, power 2. Reducer: Mean. Listed pairs weigh rows. No references.
 
@@ -84,11 +84,12 @@ class FastAPLoss(BaseMetricLossFunction):
 
 
 class SmoothAPLoss(BaseMetricLossFunction):
-    """1 - AP of each row, with ranks that are sums of sigmoids of differences over the temperature (Brown et al. 2020, equation 6), over the rows
-    of its class, itself too: ``AP_i = 1/m sum_{j in class} (1 + sum_{k in class, k != j} s_kj) / (1 + sum_{k != j} s_kj)``.
+    """1 - AP of each row, with ranks that are sums of sigmoids of differences over the temperature (Brown et al. 2020, equation 6), over
+    the rows of its class, itself too: ``AP_i = 1/m sum_{j in class} (1 + sum_{k in class, k != j} s_kj) / (1 + sum_{k != j} s_kj)``.
 
-    Rows of a class may be anywhere; of a class of one row the loss is 0. pytorch-metric-learning takes blocks of as many rows as there are classes for the classes; the same where
-    each has as many. Named ap_loss. Distance: Cosine, the only one allowed. Reducer: Mean. Listed pairs weigh rows. No references.
+    Rows of a class may be anywhere; of a class of one row the loss is 0. pytorch-metric-learning takes blocks of as many rows as there are
+    classes for the classes; the same where each has as many. Named ap_loss. Distance: Cosine, the only one allowed. Reducer: Mean. Listed
+    pairs weigh rows. No references.
 
     Raises:
         ValueError: a label occurs more often than another.
@@ -126,9 +127,9 @@ class SmoothAPLoss(BaseMetricLossFunction):
 
 
 class PNPLoss(BaseMetricLossFunction):
-    """Mean over queries with positives, and over their class's rows i, of a function of ``R_qi = sum_{j: y_j != y_i} sigmoid((S_qj - S_qi) / anneal)``,
-    how many negatives are ahead (Li et al. 2022): "O" R; "Ds" log(1 + R); "Dq" 1 - (1 + R)^-alpha; "Iu" (1 + R) log(1 + R); "Ib"
-    (b R - log(1 + b R)) / b^2.
+    """Mean over queries with positives, and over their class's rows i, of a function of
+    ``R_qi = sum_{j: y_j != y_i} sigmoid((S_qj - S_qi) / anneal)``, how many negatives are ahead (Li et al. 2022): "O" R; "Ds" log(1 + R);
+    "Dq" 1 - (1 + R)^-alpha; "Iu" (1 + R) log(1 + R); "Ib" (b R - log(1 + b R)) / b^2.
 
     The sigmoid's argument is held at 50 and -50. Distance: Cosine, the only one allowed. No references and no listed pairs.
     """
@@ -179,9 +180,9 @@ class PNPLoss(BaseMetricLossFunction):
 
 
 class RankedListLoss(BaseMetricLossFunction):
-    """``(1 - imbalance) L+_i + imbalance L-_i`` of each row: weighted means of ``d - (alpha - margin)`` over positives beyond alpha - margin, with
-    weights ``exp(Tp (d - alpha + margin))``, and of ``alpha - d`` over negatives with 0 < d < alpha, with weights ``exp(Tn (alpha - d))``, each over
-    the sum of the weights plus 1e-5 N (Wang et al. 2019, equations 4 to 10). Weights have gradients.
+    """``(1 - imbalance) L+_i + imbalance L-_i`` of each row: weighted means of ``d - (alpha - margin)`` over positives beyond alpha -
+    margin, with weights ``exp(Tp (d - alpha + margin))``, and of ``alpha - d`` over negatives with 0 < d < alpha, with weights
+    ``exp(Tn (alpha - d))``, each over the sum of the weights plus 1e-5 N (Wang et al. 2019, equations 4 to 10). Weights have gradients.
 
     Distance: Lp. Reducer: Mean. No references and no listed pairs.
 
@@ -221,11 +222,11 @@ class RankedListLoss(BaseMetricLossFunction):
 
 
 class HistogramLoss(BaseMetricLossFunction):
-    """The probability that a random negative pair is more similar than a random positive one, by soft histograms: ``sum_k h-_k sum_{l <= k} h+_l``
-    (Ustinova and Lempitsky 2016, equation 7), over the unordered pairs that are part of some triplet.
+    """The probability that a random negative pair is more similar than a random positive one, by soft histograms:
+    ``sum_k h-_k sum_{l <= k} h+_l`` (Ustinova and Lempitsky 2016, equation 7), over the unordered pairs that are part of some triplet.
 
-    Similarities of 1 count in the last bin, where pytorch-metric-learning's index is out of range. Distance: Cosine, the only one allowed. No
-    references.
+    Similarities of 1 count in the last bin, where pytorch-metric-learning's index is out of range. Distance: Cosine, the only one allowed.
+    No references.
 
     Args:
         n_bins: of [-1, 1]; None for 2 / delta, and 100 without that.
@@ -270,7 +271,8 @@ class HistogramLoss(BaseMetricLossFunction):
 
 
 class DynamicSoftMarginLoss(BaseMetricLossFunction):
-    """``mean(CDF(delta) delta)`` over the differences ``delta = d_ap - d_an`` of all triplets, by a running histogram of them (Zhang et al. 2019).
+    """``mean(CDF(delta) delta)`` over the differences ``delta = d_ap - d_an`` of all triplets, by a running histogram of them (Zhang et al.
+    2019).
 
     Without labels d_ap are the distances of row and reference row of one index, and d_an the smallest others of both. Between calls the
     histogram keeps no graph, and differences beyond its last bin count in that, where pytorch-metric-learning fails at the second
@@ -328,12 +330,12 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
 
 
 class ManifoldLoss(BaseMetricLossFunction):
-    """How much less a row belongs to its proxy than to others, on the manifold of a random walk over rows and proxies: softplus-like sums over
-    proxies within `margin` of the walk's affinities, and of the cosines of its rows (Aziere and Todorovic 2019).
+    """How much less a row belongs to its proxy than to others, on the manifold of a random walk over rows and proxies: softplus-like sums
+    over proxies within `margin` of the walk's affinities, and of the cosines of its rows (Aziere and Todorovic 2019).
 
-    With rows and proxies Z: ``A = exp(relu(cos) / 0.5)``, 0 on the diagonal, ``F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1``. An infinite lambdaC means
-    the second part alone; in pytorch-metric-learning it gives an infinite loss. `indices_tuple` is the proxy of each row; None for random ones,
-    each at least once. Distance: Cosine. No labels and no references.
+    With rows and proxies Z: ``A = exp(relu(cos) / 0.5)``, 0 on the diagonal, ``F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1``. An
+    infinite lambdaC means the second part alone; in pytorch-metric-learning it gives an infinite loss. `indices_tuple` is the proxy of each
+    row; None for random ones, each at least once. Distance: Cosine. No labels and no references.
 
     Args:
         l: embedding size.

@@ -20,10 +20,10 @@ from .pairs import softplus
 class TripletMarginLoss(BaseMetricLossFunction):
     """``relu(margin(S_ap, S_an) + margin)`` of triplets (Weinberger and Saul 2009, Schroff et al. 2015).
 
-    All triplets of labels are not enumerated: the negatives of each row are sorted, and sums of the sorted scores give the sum, the number above
-    0 and the gradient for every positive, exactly, in O(N M log M) time and O(N) memory. With ``swap``, ``smooth_loss``, a number of triplets
-    an anchor, listed ones, or a reducer that needs each of them, they are listed. With a reference set ``swap`` compares reference rows with
-    one another, where pytorch-metric-learning takes embeddings of the same index. Distance: Lp. Reducer: AvgNonZero.
+    All triplets of labels are not enumerated: the negatives of each row are sorted, and sums of the sorted scores give the sum, the number
+    above 0 and the gradient for every positive, exactly, in O(N M log M) time and O(N) memory. With ``swap``, ``smooth_loss``, a number of
+    triplets an anchor, listed ones, or a reducer that needs each of them, they are listed. With a reference set ``swap`` compares reference
+    rows with one another, where pytorch-metric-learning takes embeddings of the same index. Distance: Lp. Reducer: AvgNonZero.
 
     Args:
         margin: added to the difference.
@@ -67,9 +67,9 @@ class TripletMarginLoss(BaseMetricLossFunction):
         def formula(matrix: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
             same = labels[start:end].unsqueeze(1) == ref_labels.unsqueeze(0)
             near = pairs.sign * matrix
-            ordered = torch.where(same, torch.inf, near).sort(1).values
+            ordered = torch.where(~same, near, torch.inf).sort(1).values
             if pairs.skip is not None:
-                same = same & (torch.arange(len(ref_labels), device=same.device) != torch.arange(start, end, device=same.device)[:, None] + pairs.skip)
+                same.diagonal(start + pairs.skip).fill_(False)
             limit = near + self.margin
             below = torch.searchsorted(ordered.detach(), limit.detach().contiguous())
             sums = torch.where(ordered == torch.inf, 0.0, ordered).double().cumsum(1)
@@ -90,8 +90,9 @@ class TripletMarginLoss(BaseMetricLossFunction):
 
 
 class MarginLoss(BaseMetricLossFunction):
-    """``relu(margin(S_ap, beta) + margin) + relu(margin(beta, S_an) + margin)`` of triplets, over the number of the two parts that are above 0
-    (Wu et al. 2017), named margin_loss, and of a beta that is learned ``nu beta`` as beta_reg_loss, of one a class for each triplet.
+    """``relu(margin(S_ap, beta) + margin) + relu(margin(beta, S_an) + margin)`` of triplets, over the number of the two parts that are
+    above 0 (Wu et al. 2017), named margin_loss, and of a beta that is learned ``nu beta`` as beta_reg_loss, of one a class for each
+    triplet.
 
     All triplets of labels are pairs, each weighted by the number of the anchor's pairs of the other kind. Distance: Lp. Reducer: Divisor.
 
@@ -171,8 +172,8 @@ class MarginLoss(BaseMetricLossFunction):
 
 
 class AngularLoss(BaseMetricLossFunction):
-    """``log(1 + sum_n exp(4 tan(alpha)^2 (x_a + x_p) . x_n - 2 (1 + tan(alpha)^2) x_a . x_p))`` of each positive pair, n all rows of another label
-    (Wang et al. 2017, equation 8).
+    """``log(1 + sum_n exp(4 tan(alpha)^2 (x_a + x_p) . x_n - 2 (1 + tan(alpha)^2) x_a . x_p))`` of each positive pair, n all rows of
+    another label (Wang et al. 2017, equation 8).
 
     All rows are normalised, as in the paper; pytorch-metric-learning leaves the negatives as they are. An indices_tuple says which positive
     pairs count, the negatives come from labels. Distance: Lp, normalised, p = 2 and power 1, only to normalise. Reducer: Mean.
@@ -207,11 +208,11 @@ class AngularLoss(BaseMetricLossFunction):
 
 
 class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
-    """``lambda_plus mean(margin_plus - cos)`` over positive pairs below margin_plus, and ``lambda_minus mean(cos - margin_minus)`` over negative
-    pairs above margin_minus; no pairs count 0 (Zhang et al. 2024, equation 4).
+    """``lambda_plus mean(margin_plus - cos)`` over positive pairs below margin_plus, and ``lambda_minus mean(cos - margin_minus)`` over
+    negative pairs above margin_minus; no pairs count 0 (Zhang et al. 2024, equation 4).
 
-    Pairs with a reference set compare with its rows; pytorch-metric-learning takes embeddings of the same index. Distance: Cosine, the only one
-    allowed.
+    Pairs with a reference set compare with its rows; pytorch-metric-learning takes embeddings of the same index. Distance: Cosine, the only
+    one allowed.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ from .proxies import wide
 
 
 class VICRegLoss(BaseMetricLossFunction):
-    """Invariance ``invariance_lambda mean_d (x_id - z_id)^2``, variance ``variance_mu / 2 relu(1 - sqrt(var_d + eps))`` of both sets, covariance
-    ``covariance_v / D sum_{a != b} (cov(x)_ab^2 + cov(z)_ab^2)``, each reduced, then added (Bardes et al. 2022): ``loss(x, ref_emb=z)``.
+    """Invariance ``invariance_lambda mean_d (x_id - z_id)^2``, variance ``variance_mu / 2 relu(1 - sqrt(var_d + eps))`` of both sets,
+    covariance ``covariance_v / D sum_{a != b} (cov(x)_ab^2 + cov(z)_ab^2)``, each reduced, then added (Bardes et al. 2022):
+    ``loss(x, ref_emb=z)``.
 
     The sum over covariances comes from the smaller one of the two Gram matrices. Named invariance_loss, variance_loss1, variance_loss2 and
     covariance_loss. No labels, no indices, no distance, no regularizer of embeddings. Reducer: Mean.
@@ -89,7 +90,8 @@ class BaseLossWrapper(torch.nn.Module):
 
 _OVER_PAIRS = [
     "AngularLoss", "CircleLoss", "ContrastiveLoss", "GeneralizedLiftedStructureLoss", "IntraPairVarianceLoss", "LiftedStructureLoss",
-    "MultiSimilarityLoss", "NCALoss", "NTXentLoss", "SignalToNoiseRatioContrastiveLoss", "SupConLoss", "TripletMarginLoss", "TupletMarginLoss",
+    "MultiSimilarityLoss", "NCALoss", "NTXentLoss", "SignalToNoiseRatioContrastiveLoss", "SupConLoss", "TripletMarginLoss",
+    "TupletMarginLoss",
 ]
 
 
@@ -128,7 +130,9 @@ class MultipleLosses(torch.nn.Module):
         AssertionError: miners or weights that do not go with the losses, or indices together with miners.
     """
 
-    def __init__(self, losses: Sequence | Mapping, miners: Sequence | Mapping | None = None, weights: Sequence | Mapping | None = None) -> None:
+    def __init__(
+        self, losses: Sequence | Mapping, miners: Sequence | Mapping | None = None, weights: Sequence | Mapping | None = None
+    ) -> None:
         super().__init__()
         self.is_dict = isinstance(losses, Mapping)
         self.losses = torch.nn.ModuleDict(losses) if self.is_dict else torch.nn.ModuleList(losses)
@@ -169,7 +173,8 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
     """A loss of the rows of a batch against the last rows seen, which enter a ring first (Wang et al. 2020).
 
     A row is no positive of its own copy. Indices that are passed are of the batch, and become those of the copies in the ring;
-    pytorch-metric-learning takes them for positions in the ring. From labels alone nothing is listed, unless the batch goes around the ring's end.
+    pytorch-metric-learning takes them for positions in the ring. From labels alone nothing is listed, unless the batch goes around the
+    ring's end.
 
     Args:
         loss: over pairs or triplets.

@@ -184,15 +184,17 @@ def get_labels_to_indices(labels) -> dict[object, np.ndarray]:
 
 
 def make_label_to_rank_dict(label_set: Iterable) -> dict[object, int]:
-    """Each label's rank among the distinct ones."""
-    return {label: rank for rank, label in enumerate(sorted(set(label_set)))}
+    """Each label's rank; they have to be distinct."""
+    if len(set(label_set)) != len(label_set):
+        raise ValueError("make_label_to_rank_dict: label set must not have duplicates")
+    return {label: rank for rank, label in enumerate(sorted(label_set))}
 
 
 def get_label_map(labels) -> dict[int, dict[object, int]]:
     """By level of hierarchy, each label's rank."""
     labels = np.asarray(to_numpy(labels))
     columns = labels.reshape(len(labels), -1).T
-    return {level: make_label_to_rank_dict(column.tolist()) for level, column in enumerate(columns)}
+    return {level: make_label_to_rank_dict(set(column.tolist())) for level, column in enumerate(columns)}
 
 
 class LabelMapper:
@@ -336,7 +338,8 @@ def get_train_dataloader(dataset, batch_size: int, sampler, num_workers: int, co
 
 def get_eval_dataloader(dataset, batch_size: int, num_workers: int, collate_fn):
     return torch.utils.data.DataLoader(
-        dataset, batch_size=int(batch_size), drop_last=False, num_workers=num_workers, collate_fn=collate_fn, shuffle=False, pin_memory=False
+        dataset, batch_size=int(batch_size), drop_last=False, num_workers=num_workers, collate_fn=collate_fn, shuffle=False,
+        pin_memory=False,
     )
 
 

@@ -86,8 +86,8 @@ class DistributedLossWrapper(torch.nn.Module):
         self.efficient = efficient
 
     def forward(
-        self, emb: Tensor, labels: Tensor | None = None, indices_tuple=None, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,
-        enqueue_mask: Tensor | None = None,
+        self, emb: Tensor, labels: Tensor | None = None, indices_tuple=None, ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None, enqueue_mask: Tensor | None = None,
     ) -> Tensor:
         if not is_distributed():
             warnings.warn("DistributedLossWrapper is being used without torch.distributed being initialized", stacklevel=2)

@@ -202,30 +202,41 @@ def matched_size_indices(curr_p_idx: Tensor, curr_n_idx: Tensor) -> tuple[Tensor
     return repeat_to_match_size(curr_p_idx, size, len(curr_p_idx)), repeat_to_match_size(curr_n_idx, size, len(curr_n_idx))
 
 
-def not_self_comparisons(a: Tensor, p: Tensor, s: int, e: int, curr_batch_idx: Tensor, ref_size: int, ref_is_subset: bool = False) -> Tensor:
-    """Of pairs (a, p) those that do not compare a row with its own copy among the reference rows.
+def not_self_comparisons(
+    a: Tensor, p: Tensor, s: int, e: int, curr_batch_idx: Tensor, ref_size: int, ref_is_subset: bool = False
+) -> Tensor:
+    """Of pairs (a, p) those that do not compare a row with its own copy, where the copies of rows 0, 1, ... are s, s + 1, ....
 
     Args:
         a: anchors.
         p: partners.
-        s: the first row of the batch whose copies are known.
-        e: the row after its last.
-        curr_batch_idx: where in the reference set the rows of the batch are.
-        ref_size: the size of that set.
-        ref_is_subset: whether the partners are the rows of the batch, and the anchors those of the larger set.
+        s: the copy of row 0.
+        e: the last one.
+        curr_batch_idx: the copies that count.
+        ref_size: the size of the set that they are in.
+        ref_is_subset: whether the partners are the rows, and the anchors the copies.
     """
     row, copy = (p, a) if ref_is_subset else (a, p)
-    where = curr_batch_idx.to(a.device)
-    inside = (row >= s) & (row < min(e, s + len(where)))
-    return ~(inside & (where[(row - s).clamp(0, max(len(where) - 1, 0))] == copy)) if len(where) else ~inside
+    return ~(torch.isin(copy, curr_batch_idx.to(a.device)) & (row == copy - s))
 
 
-def remove_self_comparisons(indices_tuple: IndicesTuple, curr_batch_idx: Tensor, ref_size: int, ref_is_subset: bool = False) -> IndicesTuple:
-    """Pairs or triplets without those whose positive is the anchor's own copy, row ``curr_batch_idx[a]`` of the reference set."""
+def remove_self_comparisons(
+    indices_tuple: IndicesTuple, curr_batch_idx: Tensor, ref_size: int, ref_is_subset: bool = False
+) -> IndicesTuple:
+    """Pairs or triplets without those whose positive is the anchor's own copy.
+
+    Args:
+        indices_tuple: pairs or triplets.
+        curr_batch_idx: of rows 0, 1, ... the copies in the set of references.
+        ref_size: the size of that set.
+        ref_is_subset: whether the positives are the rows, and the anchors the copies.
+    """
     if len(indices_tuple) not in (3, 4):
         raise ValueError(f"remove_self_comparisons: wanted a tuple of 3 or 4 tensors, got {len(indices_tuple)}")
-    keep = not_self_comparisons(*indices_tuple[:2], 0, len(curr_batch_idx), curr_batch_idx, ref_size, ref_is_subset)
-    if len(indices_tuple) == 3:
-        return tuple(x[keep] for x in indices_tuple)
-    a1, p, a2, n = indices_tuple
-    return a1[keep], p[keep], a2, n
+    row, copy = indices_tuple[1::-1] if ref_is_subset else indices_tuple[:2]
+    copies = curr_batch_idx.to(row.device)
+    keep = torch.ones_like(row, dtype=torch.bool)
+    if len(copies):
+        keep = (row >= len(copies)) | (copies[row.clamp(max=len(copies) - 1)] != copy)
+    others = indices_tuple[2:] if len(indices_tuple) == 4 else (indices_tuple[2][keep],)
+    return indices_tuple[0][keep], indices_tuple[1][keep], *others
