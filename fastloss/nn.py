@@ -113,47 +113,50 @@ def define(loss: Loss) -> type[torch.nn.Module]:
     return type(name, (base,), namespace)
 
 
-class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
-    """A linear layer and the cross-entropy of its logits, which never exist.
+_OWN: dict[str, type[torch.nn.Module]] = {}  # modules that hold a layer
 
-    torch's module with the options of :func:`fastloss.functional.linear_cross_entropy`, which documents the arguments and shapes.
-    """
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
 
-    loss_function = staticmethod(functional.linear_cross_entropy)
-    _ADDED = ("z_loss", "softcap", "logit_scale", "return_lse", "return_accuracy", "empty", "memory_budget", "backend")
-    __signature__ = Signature([
-        *inspect.signature(torch.nn.LinearCrossEntropyLoss).parameters.values(),
-        *(inspect.signature(functional.linear_cross_entropy).parameters[name] for name in _ADDED),
-    ])
+    class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
+        """A linear layer and the cross-entropy of its logits, which never exist.
 
-    def __init__(self, *args, **kwargs) -> None:
-        try:
-            bound = self.__signature__.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"LinearCrossEntropyLoss: {error}") from None
-        bound.apply_defaults()
-        added = {name: bound.arguments.pop(name) for name in self._ADDED}
-        super().__init__(*bound.args, **bound.kwargs)
-        for name, value in added.items():
-            setattr(self, name, value)
+        torch's module with the options of :func:`fastloss.functional.linear_cross_entropy`, which documents the arguments and shapes.
+        """
 
-    def arguments(self, input: Tensor, target: Tensor) -> dict[str, object]:
-        """What the function is called with."""
-        shape, bias = (self.num_classes, *self.out_features), self.linear.bias
-        chosen = {name: getattr(self, name) for name in ("weight", "reduction", "ignore_index", "label_smoothing", "options", *self._ADDED)}
-        weight, bias = self.linear.weight.view(*shape, -1), None if bias is None else bias.view(shape)
-        return {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias, **chosen}
+        loss_function = staticmethod(functional.linear_cross_entropy)
+        _ADDED = ("z_loss", "softcap", "logit_scale", "return_lse", "return_accuracy", "empty", "memory_budget", "backend")
+        __signature__ = Signature([
+            *inspect.signature(torch.nn.LinearCrossEntropyLoss).parameters.values(),
+            *(inspect.signature(functional.linear_cross_entropy).parameters[name] for name in _ADDED),
+        ])
 
-    def forward(self, input: Tensor, target: Tensor):
-        return functional.linear_cross_entropy(**self.arguments(input, target))
+        def __init__(self, *args, **kwargs) -> None:
+            try:
+                bound = self.__signature__.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"LinearCrossEntropyLoss: {error}") from None
+            bound.apply_defaults()
+            added = {name: bound.arguments.pop(name) for name in self._ADDED}
+            super().__init__(*bound.args, **bound.kwargs)
+            for name, value in added.items():
+                setattr(self, name, value)
 
-    def extra_repr(self) -> str:
-        defaults = self.__signature__.parameters
-        changed = (f", {name}={getattr(self, name)!r}" for name in self._ADDED if getattr(self, name) != defaults[name].default)
-        return super().extra_repr() + "".join(changed)
+        def arguments(self, input: Tensor, target: Tensor) -> dict[str, object]:
+            """What the function is called with."""
+            shape, bias = (self.num_classes, *self.out_features), self.linear.bias
+            chosen = {name: getattr(self, name) for name in ("weight", "reduction", "ignore_index", "label_smoothing", "options", *self._ADDED)}
+            weight, bias = self.linear.weight.view(*shape, -1), None if bias is None else bias.view(shape)
+            return {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias, **chosen}
 
+        def forward(self, input: Tensor, target: Tensor):
+            return functional.linear_cross_entropy(**self.arguments(input, target))
 
-_OWN = {"linear_cross_entropy": LinearCrossEntropyLoss}  # modules that hold a layer
+        def extra_repr(self) -> str:
+            defaults = self.__signature__.parameters
+            changed = (f", {name}={getattr(self, name)!r}" for name in self._ADDED if getattr(self, name) != defaults[name].default)
+            return super().extra_repr() + "".join(changed)
+
+    _OWN["linear_cross_entropy"] = LinearCrossEntropyLoss
 
 
 def __getattr__(name: str) -> type[torch.nn.Module]:

@@ -32,6 +32,7 @@ REDUCES = ("sum", "lse", "max")
 MASKS = ("all", "positive", "negative")
 TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
 CONSTANTS = 4  # of a functor
+MOST_TERMS = 4  # of a call
 MEMORY_BUDGET = 2**26  # bytes
 
 
@@ -352,21 +353,25 @@ def pair_statistics(
     Returns:
         A :class:`Statistic` for each term.
     """
+    if not 1 <= len(terms) <= MOST_TERMS:
+        raise ValueError(f"{name}: wanted 1 to {MOST_TERMS} terms, got {len(terms)}")
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
+    wide = accumulate_dtype(scores.a.dtype)
     settings, params = _settings(terms, skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap))
     row_label = column_label = None
     if labels is not None and codes is None:
-        row_label, column_label = dense_labels(*labels, accumulate_dtype(scores.a.dtype))
+        row_label, column_label = dense_labels(*labels, wide)
         if column_label is None and scores.b is not None:
             column_label = row_label
-    inputs = (scores.a, scores.b, scores.row_bias, scores.column_bias, row_label, column_label, codes, *params)
+    biases, params = ([None if t is None else t.to(wide) for t in some] for some in ((scores.row_bias, scores.column_bias), params))
+    inputs = (scores.a, scores.b, *biases, row_label, column_label, codes, *params)
     if backend == "eager":
         found = formula(settings, *inputs)
     else:
         if codes is not None and scores.b is None:  # kernels take the pairs of one set to be symmetric, which codes need not be
-            both = scores.a.to(accumulate_dtype(scores.a.dtype))  # so that the two gradients are added before they are rounded
-            inputs = (both, both, scores.row_bias, scores.row_bias, *inputs[4:])
+            both = scores.a.to(wide)  # so that the two gradients are added before they are rounded
+            inputs = (both, both, biases[0], biases[0], *inputs[4:])
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
         found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]

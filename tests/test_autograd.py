@@ -247,8 +247,12 @@ def test_modules_can_be_copied_and_pickled(name):
     call = sample(name, shape=(4, 9)).build()
     tensors = call.arguments(call.tensors())[0]
     weight = torch.rand(4, 9) if LOSSES[name].engine == "elementwise" else torch.rand(9)  # of each element, or of each class
-    taken = kind.__signature__.parameters
-    module = kind(**{key: value for key, value in {"weight": weight, "reduction": "sum"}.items() if key in taken})
+    given, taken = {"weight": weight, "reduction": "sum"}, kind.__signature__.parameters
+    if "in_features" in taken:  # a module that holds the classes
+        input, classes, *tensors = tensors
+        tensors = [input, tensors[0]]
+        given |= {"in_features": input.shape[1], "num_classes": len(classes), "weight": torch.rand(len(classes))}
+    module = kind(**{key: value for key, value in given.items() if key in taken})
     stream = io.BytesIO()
     torch.save(module, stream)
     stream.seek(0)

@@ -32,6 +32,7 @@ MINERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elements", (2**22, 5))
 def test_miners(elements, monkeypatch):
     """The same indices as there, and in blocks of single rows; of MultiSimilarityMiner in rising order."""
@@ -402,6 +403,7 @@ def _process(rank: int, world: int, path: str, results) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_distributed(tmp_path):
     """Two processes: the loss of both batches, this process's rows alone as anchors, and miners."""
     context = multiprocessing.get_context("spawn")

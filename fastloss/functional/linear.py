@@ -21,8 +21,9 @@ NAME = "linear_cross_entropy"
 
 @register(
     "pair", formula="-w_y log softmax(W x + b)_y", source="torch.nn.functional.linear_cross_entropy; Wijmans et al. 2025, section 4",
-    name=NAME, torch="linear_cross_entropy", operands={"input": "hidden", "linear_weight": "classes", "target": "class",
-                                                        "linear_bias": "class bias", "weight": "class weight"}, optional=True,
+    name=NAME, torch=NAME if hasattr(torch.nn.functional, NAME) else None,  # from torch 2.13 on
+    operands={"input": "hidden", "linear_weight": "classes", "target": "class", "linear_bias": "class bias", "weight": "class weight"},
+    optional=True,
     choices={"label_smoothing": (0.0, 0.1), "z_loss": (0.0, 0.01), "softcap": (None, 3.0), "logit_scale": (1.0, 0.5)},
 )
 def linear_cross_entropy(
