@@ -14,7 +14,7 @@ from torch import Tensor
 from ..engine import formula_backward
 from ..pair import Scores, score_matrix
 
-ELEMENTS = 2**21  # of a block
+ELEMENTS = 2**19  # of a block; a handful of float64 numbers each
 
 # From the scores of rows start to end, (end - start, M), to a sum and a number without a gradient.
 Formula = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
