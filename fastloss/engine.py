@@ -73,7 +73,10 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable:
     raw, known = super(torch.autograd.Function, function).apply, function.apply
 
     def apply(*args):
-        return known(*args) if torch.compiler.is_compiling() else raw(*args)  # Dynamo knows only Function.apply
+        if not torch.compiler.is_compiling():
+            return raw(*args)
+        # Dynamo knows only Function.apply, and no tensor twice among its arguments.
+        return known(*(x.view_as(x) if torch.is_tensor(x) and any(x is y for y in args[:i]) else x for i, x in enumerate(args)))
 
     return apply
 

@@ -282,6 +282,16 @@ def test_functorch():
         assert torch.allclose(torch.func.grad(lambda x: loss(x, labels))(x), wanted, atol=1e-6)  # noqa: B023
 
 
+@pytest.mark.parametrize("name", ("ContrastiveLoss", "NTXentLoss", "TripletMarginLoss", "NormalizedSoftmaxLoss"))
+def test_compile(name):
+    """One graph: a parameter that two terms share, sums over blocks, listed pairs."""
+    loss, x, labels = table.build(name), torch.randn(12, 5), torch.arange(12) // 3
+    with fastloss.use_backend("cpu"):
+        wanted = value_and_gradients(loss, x, labels)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        same(value_and_gradients(compiled, x, labels), wanted, name, 1e-6, 1e-5)
+
+
 def test_quirk_1_one_pair_of_each_kind_costs_nothing(runs_on):
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     zero, one, two = torch.arange(3).split(1)

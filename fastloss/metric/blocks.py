@@ -61,6 +61,6 @@ def block_sums(formula: Formula, scores: Scores) -> tuple[Tensor, Tensor]:
     """The sum of `formula` over blocks of rows, in float64, and of its numbers, with the scores' gradient."""
     b, column_bias = (scores.a, scores.row_bias) if scores.b is None else (scores.b, scores.column_bias)
     tensors = scores.a, b, scores.row_bias, column_bias
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():  # which take no gradient in a forward
         return formula(score_matrix(scores), 0, len(scores.a))
     return _BlockSums.apply(formula, scores._replace(a=None, b=None, row_bias=None, column_bias=None), *tensors)

@@ -147,7 +147,8 @@ def listed_scores(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor, *
 
 def _gathered(scores: Scores, i: Tensor, j: Tensor) -> Tensor:
     b, column_bias = (scores.a, scores.row_bias) if scores.b is None else (scores.b, scores.column_bias)
-    found = scores.scale * _ListedDots.apply(scores.a, b, i, j)
+    dots = (scores.a[i] * b[j]).sum(1) if torch.compiler.is_compiling() else _ListedDots.apply(scores.a, b, i, j)
+    found = scores.scale * dots
     if scores.row_bias is not None:
         found = found + scores.row_bias[i]
     if column_bias is not None:
