@@ -425,6 +425,21 @@ def test_quirk_15_margins_of_parallel_rows(name, runs_on):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+def test_noise_of_rows_without_variance(runs_on):
+    labels = torch.arange(8) // 2
+    assert float(losses.SignalToNoiseRatioContrastiveLoss()(torch.ones(8, 4), labels)) == 0
+    x = torch.randn(8, 4, dtype=torch.float64)
+    x[3] = 0.3
+    x = F.normalize(x, dim=1)
+    noise = ((x[:, None] - x).var(2) / x.var(1)[:, None])[[0, 1, 2, 4, 5, 6, 7]]
+    alike = (labels[:, None] == labels)[[0, 1, 2, 4, 5, 6, 7]] & (noise > 0)
+    pos, neg = noise[alike], torch.relu(2 - noise[(labels[:, None] != labels)[[0, 1, 2, 4, 5, 6, 7]]])
+    wanted = pos.mean() + neg.sum() / (neg > 0).sum()
+    for listed in (None, lmu.get_all_pairs_indices(labels)):
+        value, (gradient,) = value_and_gradients(losses.SignalToNoiseRatioContrastiveLoss(neg_margin=2), x, labels, listed)
+        assert torch.allclose(value, wanted) and gradient.isfinite().all()
+
+
 def test_a_zero_loss_does_not_read_embeddings():
     x = torch.full((1, 4), math.inf, requires_grad=True)
     for name in ("NCALoss", "AngularLoss", "NPairsLoss"):

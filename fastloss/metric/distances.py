@@ -147,7 +147,8 @@ class CosineSimilarity(DotProductSimilarity):
 class SNRDistance(BaseDistance):
     """``Var_d(x_id - r_jd) / Var_d(x_id)``, unbiased variances over the features (Yuan et al. 2019).
 
-    The label form of losses computes it from dot products of centred rows, ``|c_i - c_j|^2 / |c_i|^2``, with no N x M x D tensor.
+    Losses compute it from dot products of centred rows, ``|c_i - c_j|^2 / |c_i|^2``, with no N x M x D tensor; there it is 1 for a row x_i
+    without variance, for which the matrix has 0/0.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -165,8 +166,10 @@ class SNRDistance(BaseDistance):
         if type(self) is not SNRDistance or self.power != 1:
             return None
         x, y = self._rows(query, query if ref is None else ref)
+        varies = (x != x[:, :1]).any(1, keepdim=True)  # a mean may be rounded
         x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-        inverse = x.square().sum(1, keepdim=True).reciprocal()
+        square = x.square().sum(1, keepdim=True)
+        inverse = torch.where(varies, 1 / torch.where(varies, square, 1.0), 0.0)
         a = torch.cat([x * inverse, inverse], 1)
         b = torch.cat([-2 * y, y.square().sum(1, keepdim=True)], 1)
         return Scores(a, b, x.new_ones(len(x)), None, 1.0, "clamp")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...pair import Term
 from ..distances import BaseDistance, CosineSimilarity, LpDistance, SNRDistance
-from ..pairing import PairScores, listed_lse
+from ..pairing import PairScores, by_labels, listed_lse, listed_pairs
 from ..reducers import AvgNonZeroReducer, BaseReducer
 from ..utils import common_functions as c_f
 from .generic import PairLoss, RowLoss
@@ -41,13 +41,17 @@ class ContrastiveLoss(PairLoss):
 
     def pair_sums(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> dict:
         pos, neg = pairs.statistics(
-            Term("sum", "positive", "relu", (self.sign, -self.sign * self.pos_margin)),
-            Term("sum", "negative", "relu", (-self.sign, self.sign * self.neg_margin)),
+            Term("sum", "positive", "relu", (self.sign, -self.sign * self.pos_margin), row=self.row_shift(pairs)),
+            Term("sum", "negative", "relu", (-self.sign, self.sign * self.neg_margin), row=self.row_shift(pairs)),
         )
         return {
             name: (found.value.sum(), number.sum(), found.count.sum())
             for name, found, number in (("pos_loss", pos, positive), ("neg_loss", neg, negative))
         }
+
+    def row_shift(self, pairs: PairScores) -> Tensor | None:
+        """What is added inside the losses of a row."""
+        return None
 
     def _compute_loss(self, pos_pair: Tensor, neg_pair: Tensor, indices_tuple) -> dict:
         pos = torch.relu(self.distance.margin(pos_pair, self.pos_margin))
@@ -62,11 +66,28 @@ class ContrastiveLoss(PairLoss):
 
 
 class SignalToNoiseRatioContrastiveLoss(ContrastiveLoss):
-    """:class:`ContrastiveLoss` of :class:`~fastloss.metric.distances.SNRDistance`, the only one allowed (Yuan et al. 2019)."""
+    """:class:`ContrastiveLoss` of :class:`~fastloss.metric.distances.SNRDistance`, the only one allowed (Yuan et al. 2019).
+
+    Pairs whose anchor has no variance are left out; in pytorch-metric-learning they are NaN, which its reducer leaves out, or infinite.
+    """
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, SNRDistance)
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        if not (by_labels(labels, indices_tuple) and self.takes_sums()):
+            a1, p, a2, n = listed_pairs(indices_tuple, labels, ref_labels)
+            varies = (embeddings != embeddings[:, :1]).any(1)
+            indices_tuple = a1[varies[a1]], p[varies[a1]], a2[varies[a2]], n[varies[a2]]
+        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def row_shift(self, pairs: PairScores) -> Tensor | None:
+        if pairs.scores is None:
+            return None
+        inverse = pairs.scores.a[:, -1].detach()  # of the variance, 0 of none
+        return torch.where(inverse > 0, torch.zeros_like(inverse), -torch.inf)
 
     def get_default_distance(self) -> BaseDistance:
         return SNRDistance()
