@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..engine import overridden
-from ..pair import Scores, Term, normalised, pair_statistics, softplus
+from ..pair import Scores, Term, normalised, pair_statistics
 from ..plain import reduced, same_shape, widened
 from ..registry import register
 
@@ -36,6 +37,20 @@ def factor(name: str, argument: str, value: Tensor | float, like: Tensor, positi
     if positive:
         _checks.positive(name, argument, value)
     return float(value)
+
+
+def tempered(name: str, x: Tensor, temperature: Tensor | float, power: float = 1.0) -> tuple[Tensor, float]:
+    """A set and the factor on its products, which together divide those by the temperature; one that is learned goes into the set.
+
+    `power` is 1 for one of two sets, 1/2 for a set that is compared with itself.
+    """
+    t = factor(name, "temperature", temperature, x)
+    return (x / t**power, 1.0) if isinstance(t, Tensor) else (x, 1 / t)
+
+
+def log1p_exp(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` in one operation, which from 40 on is x to the last bit of float64."""
+    return F.softplus(x, threshold=40.0)
 
 
 @register(
@@ -103,15 +118,15 @@ def info_nce_loss(
             shape = ", ".join(map(str, wanted))
             raise ValueError(f"{name}: {negative_mode} negatives must be ({shape}), got {tuple(negatives.shape)}")
     dtype, (q, k, n) = embeddings_of(name, {"query": query, "key": key}, backend, reduction, {"negatives": negatives})
-    q, k = normalised(q) / factor(name, "temperature", temperature, q), normalised(k)
-    positive = (q * k).sum(1)
+    (q, scale), k = tempered(name, normalised(q), temperature), normalised(k)
+    positive = (q * k).sum(1) * scale
     if n is None:
-        others = pair_statistics(name, Scores(q, k), [Term("lse")], skip=0, backend=backend)[0].value
+        others = pair_statistics(name, Scores(q, k, scale=scale), [Term("lse")], skip=0, backend=backend)[0].value
     elif paired:
-        others = torch.logsumexp((q.unsqueeze(1) * normalised(n.flatten(0, 1)).view(n.shape)).sum(2), 1)
+        others = torch.logsumexp(scale * (q.unsqueeze(1) * normalised(n.flatten(0, 1)).view(n.shape)).sum(2), 1)
     else:
-        others = pair_statistics(name, Scores(q, normalised(n)), [Term("lse")], backend=backend)[0].value
-    return reduced(softplus(others - positive), reduction, dtype)
+        others = pair_statistics(name, Scores(q, normalised(n), scale=scale), [Term("lse")], backend=backend)[0].value
+    return reduced(log1p_exp(others - positive), reduction, dtype)
 
 
 @register(
@@ -156,10 +171,9 @@ def nt_xent_loss(
         return overridden("nt_xent", locals(), (z1, z2))
     name = "nt_xent"
     dtype, views = embeddings_of(name, {"z1": z1, "z2": z2}, backend, reduction)
-    # The root of the temperature on both sides: one set, compared with itself.
-    first, second = (normalised(z) / factor(name, "temperature", temperature, z) ** 0.5 for z in views)
-    twin = (first * second).sum(1)
-    lse = pair_statistics(name, Scores(torch.cat([first, second])), [Term("lse")], skip=0, backend=backend)[0].value
+    z, scale = tempered(name, normalised(torch.cat(views)), temperature, 0.5)
+    twin = (z[: len(views[0])] * z[len(views[0]) :]).sum(1) * scale
+    lse = pair_statistics(name, Scores(z, scale=scale), [Term("lse")], skip=0, backend=backend)[0].value
     return reduced(lse - torch.cat([twin, twin]), reduction, dtype)
 
 
@@ -170,7 +184,7 @@ def clip_rows(
     _, (x, y) = widened("clip", {"rows": rows, "columns": columns}, backend)
     x = x * factor("clip", "logit_scale", logit_scale, x)
     others = pair_statistics("clip", Scores(x, y), [Term("lse")], skip=offset, backend=backend)[0].value
-    return softplus(others - (x * y[offset : offset + len(x)]).sum(1))
+    return log1p_exp(others - (x * y[offset : offset + len(x)]).sum(1))
 
 
 @register(
@@ -227,7 +241,7 @@ def clip_loss(
     x = x * factor(name, "logit_scale", logit_scale, t)
     matched = (x * t).sum(1)
     row, column = pair_statistics(name, Scores(x, t), [Term("lse"), Term("lse", side="column")], skip=0, backend=backend)
-    rows = 0.5 * (softplus(row.value - matched) + softplus(column.value - matched))
+    rows = 0.5 * (log1p_exp(row.value - matched) + log1p_exp(column.value - matched))
     if logit_bias is not None:
         rows = rows + 0.0 * factor(name, "logit_bias", logit_bias, t, positive=False)
     return reduced(rows, reduction, dtype)
@@ -245,7 +259,7 @@ def siglip_rows(
         bias = bias.expand(len(x))
         matched = matched + bias
     others = pair_statistics("siglip", Scores(x, y, bias), [Term("sum", functor="softplus")], skip=offset, backend=backend)[0].value
-    return others + softplus(-matched)
+    return others + log1p_exp(-matched)
 
 
 @register(
@@ -349,9 +363,9 @@ def sup_con_loss(
     name = "sup_con"
     dtype, (x,) = embeddings_of(name, {"embeddings": embeddings}, backend, reduction)
     one_label_a_row(name, labels, x)
-    x = normalised(x) / factor(name, "temperature", temperature, x) ** 0.5
+    x, scale = tempered(name, normalised(x), temperature, 0.5)
     lse, same = pair_statistics(
-        name, Scores(x), [Term("lse"), Term("sum", "positive")], labels=(labels, None), skip=0, backend=backend
+        name, Scores(x, scale=scale), [Term("lse"), Term("sum", "positive")], labels=(labels, None), skip=0, backend=backend
     )
     counts = same.count > 0
     rows = torch.where(counts, torch.where(counts, lse.value, 0.0) - same.value / same.count.clamp_min(1), 0.0)
@@ -429,21 +443,20 @@ def dcl_loss(
     count = len(views[0])
     if count < 2:
         raise ValueError(f"{name}: wanted at least 2 samples, since the negatives of one are the others, got {count}")
-    units = [normalised(z) for z in views]
-    cosine = (units[0] * units[1]).sum(1)
-    t = factor(name, "temperature", temperature, cosine)
-    first, second = (z / t**0.5 for z in units)
-    twin = cosine / t
+    z, scale = tempered(name, normalised(torch.cat(views)), temperature, 0.5)
+    first, second = z[:count], z[count:]
+    twin = (first * second).sum(1) * scale
     if sigma is not None:
-        twin = twin * (2 - count * torch.softmax(cosine.detach() / sigma, 0))
+        cosine = twin.detach() * (temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        twin = twin * (2 - count * torch.softmax(cosine / sigma, 0))
     lse = Term("lse")
     if denominator == "joint":
-        sample = torch.arange(count, device=cosine.device).repeat(2)
-        negative = Scores(torch.cat([first, second]))
-        others = pair_statistics(name, negative, [Term("lse", "negative")], labels=(sample, None), backend=backend)[0].value
+        sample = (torch.arange(count, device=z.device).repeat(2), None)
+        others = pair_statistics(name, Scores(z, scale=scale), [Term("lse", "negative")], labels=sample, backend=backend)[0].value
     else:
-        across = pair_statistics(name, Scores(first, second), [lse, Term("lse", side="column")], skip=0, backend=backend)
-        within = [pair_statistics(name, Scores(z), [lse], skip=0, backend=backend)[0].value for z in (first, second)]
+        sides = [lse, Term("lse", side="column")]
+        across = pair_statistics(name, Scores(first, second, scale=scale), sides, skip=0, backend=backend)
+        within = [pair_statistics(name, Scores(x, scale=scale), [lse], skip=0, backend=backend)[0].value for x in (first, second)]
         others = torch.cat([a.value + w for a, w in zip(across, within)])
     return reduced(others - torch.cat([twin, twin]), reduction, dtype)
 
