@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradgradcheck
 
 import fastloss.functional as ours
 
@@ -75,6 +76,16 @@ def test_decorrelation_is_that_of_whole_matrices(shape):
     for deviation, eps in (("biased", 1e-5), ("unbiased", 1e-4)):
         got = ours.barlow_twins_loss(z1, z2, 0.1, deviation)
         same_gradients(got, whole_barlow(z1, z2, 0.1, deviation, eps), (z1, z2))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3)], ids=str)
+def test_second_derivatives_of_decorrelation(shape):
+    z1, z2 = double(*shape), double(*shape)
+    for function in (ours.vicreg_loss, ours.barlow_twins_loss):
+        assert gradgradcheck(function, (z1, z2))
+        (wanted, _) = torch.autograd.grad(function(z1, z2, backend="eager"), (z1, z2))
+        (got,) = torch.autograd.grad(function(z1, z2.detach()), z1)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_decorrelation_of_many_features_in_float32():

@@ -3,41 +3,95 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
-from ..engine import overridden, without_autocast
+from .._backends import choose
+from ..engine import formula_backward, overridden, without_autocast
 from ..plain import same_shape, widened
 from ..registry import register
 
 __all__ = ["barlow_twins_loss", "vicreg_loss"]
 
 
-def _views(name: str, z1: Tensor, z2: Tensor, backend: str | None) -> tuple[torch.dtype, list[Tensor]]:
-    """Check two views (N, D); gives the dtype of the result, and the views in the dtype that sums are kept in."""
+def _views(name: str, z1: Tensor, z2: Tensor, backend: str | None) -> tuple[torch.dtype, list[Tensor], str]:
+    """Check two views (N, D); gives the dtype of the result, the views in the dtype that sums are kept in, and the backend."""
     if isinstance(z1, Tensor) and z1.dim() != 2:
         raise ValueError(f"{name}: z1 must be (N, D), got {tuple(z1.shape)}")
     same_shape(name, {"z1": z1, "z2": z2})
     dtype, views = widened(name, {"z1": z1, "z2": z2}, backend)
     if len(views[0]) < 2:
         raise ValueError(f"{name}: wanted at least 2 samples, since features of one have no variance, got {len(views[0])}")
-    return dtype, views
+    return dtype, views, choose(name, backend, z1, z2)[0]
 
 
-def off_diagonal_squares(x: Tensor, y: Tensor) -> Tensor:
-    """``sum over i != j of (x.T @ y)_ij^2`` for x and y (N, D), with the smaller of an N x N and a D x D matrix.
+def _formula(x: Tensor, y: Tensor | None, centre: bool) -> tuple[Tensor, Tensor]:
+    """The diagonal of ``x.T @ y`` for x and y (N, D), and the sum of the squares beside it; y is x where None, centred on request.
 
     The sum of all squares is ``<x x.T, y y.T>``; as long as there are more features than samples it is larger than that of the diagonal,
     which is subtracted, by a factor, so that nothing is lost.
     """
+    x = x - x.mean(0) if centre else x
+    y = x if y is None else y
+    diagonal = (x * y).sum(0)
     with without_autocast(x.device):
         if x.shape[1] <= x.shape[0]:
             product = x.t() @ y
-            return (product - torch.diag_embed(product.diagonal())).square().sum()
+            return diagonal, (product - torch.diag_embed(product.diagonal())).square().sum()
         gram = x @ x.t()
         other = gram if y is x else y @ y.t()
-        return (gram * other).sum() - (x * y).sum(0).square().sum()
+        return diagonal, (gram * other).sum() - diagonal.square().sum()
+
+
+class _OffDiagonal(torch.autograd.Function):
+    """:func:`_formula` with half of its products of matrices, and few sweeps. Not for torch.func, nor while a graph is traced."""
+
+    @staticmethod
+    def forward(ctx, x, y, centre):
+        given, x = (x, y), x - x.mean(0) if centre else x
+        own = y is None
+        diagonal = torch.linalg.vector_norm(x, dim=0).square() if own else (x * y).sum(0)
+        with without_autocast(x.device):
+            if x.shape[1] <= x.shape[0]:
+                products = [(x.t() @ (x if own else y)).fill_diagonal_(0.0)]
+                total = torch.linalg.vector_norm(products[0]).square()
+            else:
+                products = [z @ z.t() for z in ((x,) if own else (x, y))]
+                total = (products[0] * products[-1]).sum() - diagonal.square().sum()
+        ctx.save_for_backward(*given, x, diagonal, *products)
+        ctx.centre = centre
+        return diagonal, total
+
+    @staticmethod
+    def backward(ctx, grad_diagonal, grad_total):
+        x, y, centred, diagonal, *products = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = formula_backward(
+                lambda x, y: _formula(x, y, ctx.centre), (x, y), ctx.needs_input_grad[:2], (grad_diagonal, grad_total)
+            )
+            return *found, None
+        with without_autocast(x.device):
+            if y is None:  # the gradient of centred rows is centred
+                return _gradient(centred, centred, products[0], diagonal, 2 * grad_diagonal, 4 * grad_total), None, None
+            of_x = _gradient(x, y, products[-1], diagonal, grad_diagonal, 2 * grad_total) if ctx.needs_input_grad[0] else None
+            swapped = products[0] if x.shape[1] > x.shape[0] else products[0].t()
+            of_y = _gradient(y, x, swapped, diagonal, grad_diagonal, 2 * grad_total) if ctx.needs_input_grad[1] else None
+        return of_x, of_y, None
+
+
+def _gradient(own: Tensor, other: Tensor, product: Tensor, diagonal: Tensor, of_diagonal: Tensor, of_total: Tensor) -> Tensor:
+    """To `own`, from the other set's Gram matrix, or from ``own.T @ other`` without its diagonal."""
+    if own.shape[1] <= own.shape[0]:
+        return other @ (of_total * product.t() + torch.diag_embed(of_diagonal))
+    return ((of_total * product) @ own).addcmul_(other, of_diagonal - of_total * diagonal)
+
+
+def correlations(x: Tensor, y: Tensor | None, centre: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """What :func:`_formula` gives, by the fast way wherever that runs."""
+    plain = backend == "eager" or torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+    return _formula(x, y, centre) if plain else _OffDiagonal.apply(x, y, centre)
 
 
 @register(
@@ -101,14 +155,13 @@ def vicreg_loss(
     for option, value in (("sim_coeff", sim_coeff), ("std_coeff", std_coeff), ("cov_coeff", cov_coeff)):
         _checks.positive(name, option, value, zero=True)
     _checks.positive(name, "eps", eps)
-    dtype, views = _views(name, z1, z2, backend)
+    dtype, views, chosen = _views(name, z1, z2, backend)
     count, features = views[0].shape
-    loss = sim_coeff * (views[0] - views[1]).square().mean()
+    loss = sim_coeff * F.mse_loss(*views)
     for z in views:
-        z = z - z.mean(0)
-        variance = z.square().sum(0) / (count - 1)
-        loss = loss + 0.5 * std_coeff * (variance_target - torch.sqrt(variance + eps)).clamp_min(0).mean()
-        loss = loss + cov_coeff / features * off_diagonal_squares(z, z) / (count - 1) ** 2
+        square, rest = correlations(z, None, True, chosen)
+        loss = loss + 0.5 * std_coeff * (variance_target - torch.sqrt(square / (count - 1) + eps)).clamp_min(0).mean()
+        loss = loss + cov_coeff / features * rest / (count - 1) ** 2
     return loss.to(dtype)
 
 
@@ -166,18 +219,18 @@ def barlow_twins_loss(
     eps = (1e-5 if deviation == "biased" else 1e-4) if eps is None else eps
     _checks.positive(name, "lambd", lambd, zero=True)
     _checks.positive(name, "eps", eps)
-    dtype, views = _views(name, z1, z2, backend)
+    dtype, views, chosen = _views(name, z1, z2, backend)
     count = len(views[0])
     first, second = (_standardised(z, deviation, eps) for z in views)
-    diagonal = (first * second).sum(0) / count
-    return ((1 - diagonal).square().sum() + lambd * off_diagonal_squares(first, second) / count**2).to(dtype)
+    diagonal, rest = correlations(first, second, False, chosen)
+    return ((1 - diagonal / count).square().sum() + lambd * rest / count**2).to(dtype)
 
 
 def _standardised(z: Tensor, deviation: str, eps: float) -> Tensor:
+    if deviation == "biased":
+        return F.batch_norm(z, None, None, training=True, eps=eps)
     z = z - z.mean(0)
     square = z.square().sum(0)
-    if deviation == "biased":
-        return z / torch.sqrt(square / len(z) + eps)
     # A constant feature has the slope 0, not that of a root at 0.
     varies = square > 0
     return z / (torch.where(varies, torch.sqrt(torch.where(varies, square, 1.0) / (len(z) - 1)), 0.0) + eps)
