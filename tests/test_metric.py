@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastloss
 from fastloss.metric import blocks, distances, losses, reducers, table
 from fastloss.metric.utils import loss_and_miner_utils as lmu
+from fastloss.oracle import Recorder
 
 # Where the definition here is another one on purpose, the cases in which both agree; each difference has a test of its own below.
 AGREE = {
@@ -71,6 +72,18 @@ def test_value_and_gradient(name, runs_on):
         for options in (table.LOSSES[name].options if mode == "labels" or pattern == "mixed" else table.LOSSES[name].options[:1])
     ]
     assert any(compared)
+
+
+PLAIN = ("DynamicSoftMarginLoss", "FastAPLoss", "HistogramLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss", "SoftTripleLoss",
+         "SubCenterArcFaceLoss", "TripletMarginLoss")  # in plain torch on any backend
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in PLAIN])
+def test_kernels_of_every_backend(name, compiled):
+    """They run, and give what is right."""
+    with fastloss.use_backend(compiled), Recorder() as recorder:
+        compare(name, table.LOSSES[name].options[0], "distinct" if name == "InstanceLoss" else "mixed", "labels")
+    assert set(recorder.ops) == {f"pair_forward.{compiled}", f"pair_backward.{compiled}"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
