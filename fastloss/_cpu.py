@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from . import box, distance, elementwise, margin, overlap, row, sort  # noqa: F401  (they define the ops that the library implements)
+# They define the ops that the library implements.
+from . import box, distance, elementwise, margin, overlap, pair, row, sort, triplets  # noqa: F401
 
 # torch's own choice, so that ATEN_CPU_CAPABILITY forces both; the first built library at or below it is taken.
 _ORDER = ("avx512", "avx2", "default")

@@ -8,6 +8,7 @@
 #include "../pair.h"
 #include "../row.h"
 #include "../sort.h"
+#include "../triplets.h"
 
 namespace fastloss {
 
@@ -89,6 +90,9 @@ void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, con
 void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
 void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
 
+// Sums over triplets are cut into ranges of rows.
+void triplets(const TripletsCall&, Scalar, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -114,6 +118,7 @@ struct Kernels {
   decltype(&kernel::pair_backward) pair_backward;
   decltype(&kernel::pair_turn) pair_turn;
   decltype(&kernel::pair_add) pair_add;
+  decltype(&kernel::triplets) triplets;
 };
 
 }  // namespace fastloss

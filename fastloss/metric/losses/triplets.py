@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ...pair import Scores, Term, pair_statistics
+from ...pair import Scores, Term, dense_labels, pair_statistics
+from ...triplets import triplet_sums
 from ..blocks import block_sums
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
 from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed_triplets
@@ -61,21 +62,12 @@ class TripletMarginLoss(BaseMetricLossFunction):
         return {"loss": {"losses": losses, "indices": (a, p, n), "reduction_type": "triplet"}}
 
     def _all(self, pairs: PairScores) -> dict:
-        labels, ref_labels = pairs.labels
+        labels, ref_labels = dense_labels(*pairs.labels, torch.int64)
         ref_labels = labels if ref_labels is None else ref_labels
 
         def formula(matrix: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
-            same = labels[start:end].unsqueeze(1) == ref_labels.unsqueeze(0)
-            near = pairs.sign * matrix
-            ordered = torch.where(~same, near, torch.inf).sort(1).values
-            if pairs.skip is not None:
-                same.diagonal(start + pairs.skip).fill_(False)
-            limit = near + self.margin
-            below = torch.searchsorted(ordered.detach(), limit.detach().contiguous())
-            sums = torch.where(ordered == torch.inf, 0.0, ordered).double().cumsum(1)
-            sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
-            below = torch.where(same, below, 0)
-            return torch.where(same, below * limit.double() - sums.gather(1, below), 0.0).sum(), below.sum()
+            skip = None if pairs.skip is None else start + pairs.skip
+            return triplet_sums(pairs.name, pairs.sign * matrix, labels[start:end], ref_labels, skip, self.margin)
 
         if pairs.scores is None:
             total, above = formula(pairs.matrix, 0, pairs.rows)
