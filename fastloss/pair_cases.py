@@ -238,7 +238,7 @@ def _calls_of_ranking(call: PairCall) -> tuple[int, int]:
 CALLS |= {
     "info_nce": _calls_of_info_nce,
     "multiple_negatives_ranking": _calls_of_ranking,
-    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3 - (call.case.gradients == "input")),
+    "dcl": lambda call: (1, 1) if dict(call.case.params)["denominator"] == "joint" else (3, 3),
     "linear_cross_entropy": lambda call: (None, None) if _stores_logits(call) else (1, 1),
 }
 

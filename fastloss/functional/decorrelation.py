@@ -33,7 +33,7 @@ def _formula(x: Tensor, y: Tensor | None, centre: bool) -> tuple[Tensor, Tensor]
     The sum of all squares is ``<x x.T, y y.T>``; as long as there are more features than samples it is larger than that of the diagonal,
     which is subtracted, by a factor, so that nothing is lost.
     """
-    x = x - x.mean(0) if centre else x
+    x = _centred(x) if centre else x
     y = x if y is None else y
     diagonal = (x * y).sum(0)
     with without_autocast(x.device):
@@ -45,12 +45,18 @@ def _formula(x: Tensor, y: Tensor | None, centre: bool) -> tuple[Tensor, Tensor]
         return diagonal, (gram * other).sum() - diagonal.square().sum()
 
 
+def _centred(x: Tensor) -> Tensor:
+    """Less the mean of each feature, exactly 0 where a feature is constant: what the rows differ from the first one by comes first."""
+    x = x - x[:1].detach()
+    return x.sub_(x.mean(0))
+
+
 class _OffDiagonal(torch.autograd.Function):
     """:func:`_formula` with half of its products of matrices, and few sweeps. Not for torch.func, nor while a graph is traced."""
 
     @staticmethod
     def forward(ctx, x, y, centre):
-        given, x = (x, y), x - x.mean(0) if centre else x
+        given, x = (x, y), _centred(x) if centre else x
         own = y is None
         diagonal = torch.linalg.vector_norm(x, dim=0).square() if own else (x * y).sum(0)
         with without_autocast(x.device):
@@ -229,7 +235,7 @@ def barlow_twins_loss(
 def _standardised(z: Tensor, deviation: str, eps: float) -> Tensor:
     if deviation == "biased":
         return F.batch_norm(z, None, None, training=True, eps=eps)
-    z = z - z.mean(0)
+    z = _centred(z)
     square = z.square().sum(0)
     # A constant feature has the slope 0, not that of a root at 0.
     varies = square > 0
