@@ -21,8 +21,9 @@ from .pairs import softplus
 class TripletMarginLoss(BaseMetricLossFunction):
     """``relu(margin(S_ap, S_an) + margin)`` of triplets (Weinberger and Saul 2009, Schroff et al. 2015).
 
-    All triplets of labels are not enumerated: the negatives of each row are sorted, and sums of the sorted scores give the sum, the number
-    above 0 and the gradient for every positive, exactly, in O(N M log M) time and O(N) memory. With ``swap``, ``smooth_loss``, a number of
+    All triplets of labels are not listed: the negatives of each row are sorted, and sums of the sorted scores give the sum, the number
+    above 0 and the gradient for every positive, exactly, in O(N M log M) time and O(N) memory; on the CPU a few positives are compared
+    with all negatives instead. With ``swap``, ``smooth_loss``, a number of
     triplets an anchor, listed ones, or a reducer that needs each of them, they are listed. With a reference set ``swap`` compares reference
     rows with one another, where pytorch-metric-learning takes embeddings of the same index. Distance: Lp. Reducer: AvgNonZero.
 
