@@ -144,7 +144,8 @@ if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
         def arguments(self, input: Tensor, target: Tensor) -> dict[str, object]:
             """What the function is called with."""
             shape, bias = (self.num_classes, *self.out_features), self.linear.bias
-            chosen = {name: getattr(self, name) for name in ("weight", "reduction", "ignore_index", "label_smoothing", "options", *self._ADDED)}
+            names = ("weight", "reduction", "ignore_index", "label_smoothing", "options", *self._ADDED)
+            chosen = {name: getattr(self, name) for name in names}
             weight, bias = self.linear.weight.view(*shape, -1), None if bias is None else bias.view(shape)
             return {"input": input, "linear_weight": weight, "target": target, "linear_bias": bias, **chosen}
 

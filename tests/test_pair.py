@@ -127,7 +127,8 @@ def every_case() -> list[Pairs]:
         bounded = functor in BOUNDED
         cases.append(
             Pairs(rows, columns, features, (term,), masks,
-                  (None, 0, 3)[len(cases) % 3] if columns else 0 if bounded else (None, 0)[len(cases) % 2], not bounded and len(cases) % 2 == 1,
+                  (None, 0, 3)[len(cases) % 3] if columns else 0 if bounded else (None, 0)[len(cases) % 2],
+                  not bounded and len(cases) % 2 == 1,
                   "none" if bounded else pair.TRANSFORMS[len(cases) % 4], len(cases))
         )
     pos, neg = ("lse", "positive", "linear", "row", False, False), ("sum", "negative", "relu", "row", True, False)

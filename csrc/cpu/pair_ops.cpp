@@ -17,8 +17,8 @@
 namespace fastloss {
 namespace {
 
-constexpr int64_t kOther = 256;         // rows of the other set in a tile
-constexpr int64_t kMaxGroups = 32;      // of blocks, each of which keeps its own statistics of all rows of the other set
+constexpr int64_t kOther = 256;           // rows of the other set in a tile
+constexpr int64_t kMaxGroups = 32;        // of blocks, each of which keeps its own statistics of all rows of the other set
 constexpr int64_t kProductColumns = 256;  // of one product: more would not stay in cache
 constexpr int64_t kMaxLabel = 1 << 24;    // places and labels are kept in floats
 
@@ -48,7 +48,8 @@ bool has_small_products() {
 
 // c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths; added to c if `add`.
 template <class T>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride, bool add) {
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+              bool add) {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   if constexpr (std::is_same_v<T, float>) {
     if (has_small_products()) {
@@ -138,7 +139,8 @@ Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& 
   }
   for (int64_t k = 0; k < count; ++k) {
     const int64_t* term = terms.data() + 4 * k;
-    TORCH_CHECK(term[0] >= 0 && term[0] < kFunctors && term[1] >= 0 && term[1] <= 2 && term[2] >= 0 && term[2] <= 2 && term[3] >= 0 && term[3] <= 1,
+    const auto one_of = [](int64_t value, int64_t count) { return value >= 0 && value < count; };
+    TORCH_CHECK(one_of(term[0], kFunctors) && one_of(term[1], 3) && one_of(term[2], 3) && one_of(term[3], 2),
                 "pair engine: no such term: functor ", term[0], ", reduce ", term[1], ", mask ", term[2], ", side ", term[3]);
     in.params.push_back(checked("a row's parameter", params.get(2 * k), acc, rows));
     in.params.push_back(checked("a column's parameter", params.get(2 * k + 1), acc, columns));
@@ -244,8 +246,8 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
         }
         for (; tile.other_begin < call.other; tile.other_begin += kOther) {
           tile.other_count = std::min(kOther, call.other - tile.other_begin);
-          multiply<T>(tile.other_count, kPairLanes, call.features, b + tile.other_begin * call.features, call.features, packed.data(), kPairLanes,
-                      scores.data(), kPairLanes, false);
+          multiply<T>(tile.other_count, kPairLanes, call.features, b + tile.other_begin * call.features, call.features, packed.data(),
+                      kPairLanes, scores.data(), kPairLanes, false);
           kernels->pair_forward(call, scalar, tile, sums.data());
         }
         for (int64_t k = 0; k < in.count(); ++k) {
@@ -279,11 +281,13 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
   }
 }
 
-std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
-                                 const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
-                                 const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
-                                 double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants) {
-  const Inputs in = describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias,
+                                 const OptionalTensor& column_bias, const OptionalTensor& row_label, const OptionalTensor& column_label,
+                                 const OptionalTensor& codes, const c10::List<OptionalTensor>& params, std::optional<int64_t> skip,
+                                 double scale, int64_t transform, double cap, at::ArrayRef<int64_t> terms,
+                                 at::ArrayRef<double> constants) {
+  const Inputs in =
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
   std::vector<Tensor> found;
   for (int64_t k = 0; k < in.count(); ++k) {
     for (int i = 0; i < 2; ++i) found.push_back(at::empty({(in.of_rows(k) ? in.a : in.b).size(0)}, in.a.options()));
@@ -379,7 +383,8 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
                                   const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
                                   double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
                                   int64_t memory_budget) {
-  const Inputs in = describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+  const Inputs in =
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
   const int64_t count = in.count();
   TORCH_CHECK(static_cast<int64_t>(grads.size()) == count && static_cast<int64_t>(statistics.size()) == count &&
                   static_cast<int64_t>(want.size()) == 4 + 2 * count,
