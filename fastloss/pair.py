@@ -355,6 +355,9 @@ def pair_statistics(
     """
     if not 1 <= len(terms) <= MOST_TERMS:
         raise ValueError(f"{name}: wanted 1 to {MOST_TERMS} terms, got {len(terms)}")
+    sets = [t for t in scores[:2] if t is not None]
+    if any(t.dim() != 2 or t.shape[1] != sets[0].shape[1] for t in sets):
+        raise ValueError(f"{name}: embeddings must be (N, D) and (M, D), got {' and '.join(str(tuple(t.shape)) for t in sets)}")
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
     wide = accumulate_dtype(scores.a.dtype)

@@ -195,3 +195,21 @@ def test_gradients_of_what_takes_no_part(compiled):
     wanted = torch.autograd.grad((a @ b.t()).logsumexp(1).sum(), (a, b))
     assert all(torch.allclose(got, want, rtol=1e-12, atol=1e-14) for got, want in zip(grads, wanted))
     assert all(grad is None or torch.equal(grad, torch.zeros_like(grad)) for grad in grads[2:])
+
+
+def test_sets_without_features(compiled):
+    a = torch.randn(3, 0, requires_grad=True)
+    (lse,) = pair_statistics("pair", Scores(a, torch.randn(5, 0)), [Term("lse")], backend=compiled)
+    assert torch.allclose(lse.value, torch.full((3,), 5.0).log())
+    lse.value.sum().backward()
+    assert a.grad.shape == (3, 0)
+
+
+def test_wrong_arguments(backend):
+    a = torch.randn(3, 2)
+    with pytest.raises(ValueError, match=r"pair: embeddings must be \(N, D\) and \(M, D\), got \(3, 2\) and \(4, 3\)"):
+        pair_statistics("pair", Scores(a, torch.randn(4, 3)), [Term("lse")], backend=backend)
+    with pytest.raises(ValueError, match=r"pair: embeddings must be .*, got \(3,\)"):
+        pair_statistics("pair", Scores(a[:, 0]), [Term("lse")], backend=backend)
+    with pytest.raises(ValueError, match="pair: wanted 1 to 4 terms, got 5"):
+        pair_statistics("pair", Scores(a), [Term("lse")] * 5, backend=backend)

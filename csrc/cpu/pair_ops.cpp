@@ -50,6 +50,10 @@ bool has_small_products() {
 template <class T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
               bool add) {
+  if (k == 0) {  // which small products do not take
+    for (int64_t i = 0; i < m && !add; ++i) std::fill_n(c + i * c_stride, n, T(0));
+    return;
+  }
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   if constexpr (std::is_same_v<T, float>) {
     if (has_small_products()) {
