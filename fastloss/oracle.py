@@ -123,7 +123,8 @@ def compare(name: str, got: Tensor, truth: Tensor, tolerance: float, rounding: f
     rounded = truth.to(got.dtype).double()
     same = (wide == rounded) | (wide.isnan() & rounded.isnan())
     overflow = (truth.abs() + tolerance) * (1 + info.eps) >= info.max
-    good = (good & truth.isfinite()) | same | (overflow & (wide.abs() == math.inf) & (wide.sign() == truth.sign()))
+    sign = (wide.sign() == truth.sign()) | (truth.abs() <= tolerance)
+    good = (good & truth.isfinite()) | same | (overflow & (wide.abs() == math.inf) & sign)
     if good.all():
         return
     where = tuple(int(i) for i in (~good).nonzero()[0])
