@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from fastloss.cases import LABELS, LAYOUTS, SOFT_LABELS, VALUES, Case
 from fastloss.functional import cross_entropy
-from fastloss.oracle import Mismatch, check
+from fastloss.oracle import Mismatch, check, compare
 
 
 def eager(input, target, **options):
@@ -106,6 +106,16 @@ def test_refuses_a_loss_that_ran_on_another_backend():
     for ops in ([], [forward], ["row_forward.triton", "row_backward.triton"], [forward, forward, backward]):
         with pytest.raises(Mismatch, match="was asked for"):
             _check_backend("cpu", ops, call)
+
+
+def test_overflow():
+    """Beyond what a dtype holds infinity is right; its sign matters where the truth is larger than the tolerance."""
+    infinite = torch.tensor([torch.inf], dtype=torch.float16)
+    for truth, tolerance in ((1e6, 1.0), (0.0, 1e6), (-1.0, 1e6)):
+        compare("x", infinite, torch.tensor([truth], dtype=torch.float64), tolerance)
+    for truth, tolerance in ((1e3, 1.0), (-1e6, 1.0), (0.0, 1e3)):
+        with pytest.raises(Mismatch, match="x.0. = inf"):
+            compare("x", infinite, torch.tensor([truth], dtype=torch.float64), tolerance)
 
 
 def test_tolerance_does_not_grow_with_a_common_offset():

@@ -205,6 +205,22 @@ def test_sets_without_features(compiled):
     assert a.grad.shape == (3, 0)
 
 
+def test_what_comes_in_another_dtype_is_widened(backend):
+    """Biases and parameters beside sets in float64, whose kernels read numbers of eight bytes."""
+    a, b, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64), torch.randn(5)
+    narrow, wide = (
+        pair_statistics("pair", Scores(a, b, t), [Term("sum", functor="relu", row=t)], backend=backend)[0].value for t in (bias, bias.double())
+    )
+    assert torch.equal(narrow, wide)
+
+
+def test_views_give_the_same(compiled):
+    a, b = torch.randn(3, 9), torch.randn(12, 6)
+    plain = pair_statistics("pair", Scores(a.t().contiguous(), b[:, ::2].contiguous()), [Term("lse")], backend=compiled)[0].value
+    view = pair_statistics("pair", Scores(a.t(), b[:, ::2]), [Term("lse")], backend=compiled)[0].value
+    assert torch.equal(view, plain)
+
+
 def test_wrong_arguments(backend):
     a = torch.randn(3, 2)
     with pytest.raises(ValueError, match=r"pair: embeddings must be \(N, D\) and \(M, D\), got \(3, 2\) and \(4, 3\)"):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..engine import overridden
-from ..pair import Scores, Term, normalised, pair_statistics
+from ..pair import Scores, Term, normalised, pair_statistics, softplus
 from ..plain import reduced, same_shape, widened
 from ..registry import register
 
@@ -46,11 +45,6 @@ def tempered(name: str, x: Tensor, temperature: Tensor | float, power: float = 1
     """
     t = factor(name, "temperature", temperature, x)
     return (x / t**power, 1.0) if isinstance(t, Tensor) else (x, 1 / t)
-
-
-def log1p_exp(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` in one operation, which from 40 on is x to the last bit of float64."""
-    return F.softplus(x, threshold=40.0)
 
 
 @register(
@@ -126,7 +120,7 @@ def info_nce_loss(
         others = torch.logsumexp(scale * (q.unsqueeze(1) * normalised(n.flatten(0, 1)).view(n.shape)).sum(2), 1)
     else:
         others = pair_statistics(name, Scores(q, normalised(n), scale=scale), [Term("lse")], backend=backend)[0].value
-    return reduced(log1p_exp(others - positive), reduction, dtype)
+    return reduced(softplus(others - positive), reduction, dtype)
 
 
 @register(
@@ -184,7 +178,7 @@ def clip_rows(
     _, (x, y) = widened("clip", {"rows": rows, "columns": columns}, backend)
     x = x * factor("clip", "logit_scale", logit_scale, x)
     others = pair_statistics("clip", Scores(x, y), [Term("lse")], skip=offset, backend=backend)[0].value
-    return log1p_exp(others - (x * y[offset : offset + len(x)]).sum(1))
+    return softplus(others - (x * y[offset : offset + len(x)]).sum(1))
 
 
 @register(
@@ -241,7 +235,7 @@ def clip_loss(
     x = x * factor(name, "logit_scale", logit_scale, t)
     matched = (x * t).sum(1)
     row, column = pair_statistics(name, Scores(x, t), [Term("lse"), Term("lse", side="column")], skip=0, backend=backend)
-    rows = 0.5 * (log1p_exp(row.value - matched) + log1p_exp(column.value - matched))
+    rows = 0.5 * (softplus(row.value - matched) + softplus(column.value - matched))
     if logit_bias is not None:
         rows = rows + 0.0 * factor(name, "logit_bias", logit_bias, t, positive=False)
     return reduced(rows, reduction, dtype)
@@ -259,7 +253,7 @@ def siglip_rows(
         bias = bias.expand(len(x))
         matched = matched + bias
     others = pair_statistics("siglip", Scores(x, y, bias), [Term("sum", functor="softplus")], skip=offset, backend=backend)[0].value
-    return others + log1p_exp(-matched)
+    return others + softplus(-matched)
 
 
 @register(

@@ -10,10 +10,10 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from ..engine import overridden
-from ..pair import Scores, Term, euclidean, normalised, pair_statistics
+from ..pair import Scores, Term, euclidean, normalised, pair_statistics, softplus
 from ..plain import reduced
 from ..registry import register
-from .contrastive import embeddings_of, factor, log1p_exp, one_label_a_row
+from .contrastive import embeddings_of, factor, one_label_a_row
 
 __all__ = ["batch_hard_triplet_loss", "multiple_negatives_ranking_loss"]
 
@@ -127,7 +127,7 @@ def multiple_negatives_ranking_loss(
             blocks.append(torch.logsumexp(mine, 1))
         back = [f.value for f in pair_statistics(name, Scores(scaled, p), column, skip=0, backend=backend)] if column else []
     if partition_mode == "per_direction":
-        lines = [log1p_exp(_joined(block) - matched) for block in (blocks, *([line] for line in back))]
+        lines = [softplus(_joined(block) - matched) for block in (blocks, *([line] for line in back))]
         return reduced(sum(lines) / len(lines), reduction, dtype)
     if back:
         blocks += [*back, matched]  # of a second block the positive is one among the others
@@ -135,7 +135,7 @@ def multiple_negatives_ranking_loss(
         blocks.append(pair_statistics(name, Scores(q * kappa**0.5), [Term("lse")], skip=0, backend=backend)[0].value)
     if "doc_to_doc" in directions:
         blocks.append(pair_statistics(name, Scores(p * kappa, every), [Term("lse", "negative")], **other)[0].value)
-    return reduced(log1p_exp(_joined(blocks) - matched), reduction, dtype)
+    return reduced(softplus(_joined(blocks) - matched), reduction, dtype)
 
 
 def _joined(blocks: Sequence[Tensor]) -> Tensor:
@@ -245,7 +245,7 @@ def batch_hard_triplet_loss(
     terms = [Term("max", "positive", constants=(sign,)), Term("max", "negative", constants=(-sign,))]
     far, near = (f.count for f in pair_statistics(name, scores, terms, labels=(labels, None), skip=0, backend=backend))
     gap = _distance(x, x[far.clamp_min(0).long()], distance) - _distance(x, x[near.clamp_min(0).long()], distance)
-    rows = log1p_exp(gap) if margin is None else (margin + gap).clamp_min(0)
+    rows = softplus(gap) if margin is None else (margin + gap).clamp_min(0)
     return reduced(torch.where((far >= 0) & (near >= 0), rows, 0.0), reduction, dtype)
 
 

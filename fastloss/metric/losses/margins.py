@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pair import Scores, Term, pair_statistics
+from ...pair import Scores, Term, pair_statistics, softplus
 from ..distances import BaseDistance, CosineSimilarity
 from ..utils import common_functions as c_f
-from .pairs import softplus
 from .proxies import ClassLoss, wide
 
 

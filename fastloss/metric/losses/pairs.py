@@ -6,20 +6,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...pair import Term
+from ...pair import Term, softplus
 from ..distances import BaseDistance, CosineSimilarity, LpDistance, SNRDistance
 from ..pairing import PairScores, by_labels, listed_lse, listed_pairs
 from ..reducers import AvgNonZeroReducer, BaseReducer
 from ..utils import common_functions as c_f
 from .generic import PairLoss, RowLoss
-
-
-def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` of any size."""
-    return -F.logsigmoid(-x)
 
 
 class ContrastiveLoss(PairLoss):

@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import labels_in_range
-from ...pair import Term, dense_labels, pair_statistics
+from ...pair import Term, dense_labels, pair_statistics, softplus
 from ..distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from ..pairing import PairScores, listed_scores
 from ..reducers import BaseReducer, DivisorReducer, Sums
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
 from .base import BaseMetricLossFunction, WeightRegularizerMixin
-from .pairs import softplus
 
 
 def wide(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...pair import Scores, Term, dense_labels, pair_statistics
+from ...pair import Scores, Term, dense_labels, pair_statistics, softplus
 from ...triplets import triplet_sums
 from ..blocks import block_sums
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
@@ -15,7 +15,6 @@ from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed
 from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, Sums, SumReducer, reducer_of
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction
-from .pairs import softplus
 
 
 class TripletMarginLoss(BaseMetricLossFunction):
