@@ -89,9 +89,8 @@ def pytest_generate_tests(metafunc):
     unknown = set(chosen) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(f"--backends: unknown {sorted(unknown)}; choose from {', '.join(BACKENDS)}")
-    # Triton's interpreter takes most of the time of a full run, so the quick run has it in one file only.
-    name = metafunc.module.__name__
-    quick = getattr(metafunc.module, "QUICK", BACKENDS if name == "test_defects" else [b for b in BACKENDS if b != "triton"])
+    # The emulated and interpreted backends take most of the time of a full run; the quick run has them where a file asks for it.
+    quick = getattr(metafunc.module, "QUICK", ("cpu",))
     engine = getattr(metafunc.module, "ENGINE", "row")  # of the losses that a test file is about; None for all
     losses = [name for name, about in LOSSES.items() if engine in (None, about.engine)]
 

@@ -26,7 +26,6 @@ from graphs import recording
 from test_memory import poisoned
 
 ENGINE = "box"
-QUICK = ("cpu",)  # backends of the quick run
 INTERPRETED = ("triton",)
 REDUCTIONS = ("none", "mean", "sum")
 

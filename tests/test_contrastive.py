@@ -22,7 +22,6 @@ from fastloss.registry import LOSSES
 from graphs import recording
 
 ENGINE = "pair"
-QUICK = ("cpu",)
 REDUCTIONS = ("none", "mean", "sum")
 L2 = math.log(2)
 

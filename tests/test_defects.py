@@ -16,6 +16,8 @@ from fastloss.cases import Case
 from fastloss.functional import cross_entropy
 from fastloss.oracle import check
 
+QUICK = ("eager", "cpu", "triton", "cuda")  # backends of the quick run
+
 ROOT = pathlib.Path(fastloss.__file__).resolve().parent.parent
 
 

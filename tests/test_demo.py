@@ -71,7 +71,9 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("task", demo.TASKS, ids=lambda task: task.model)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, id=task.model, marks=() if task in (WORDS, DIGITS) else pytest.mark.slow) for task in demo.TASKS]
+)
 def test_both_losses_train_alike(task, data):
     shown = []
     found = {loss: demo.train(task, loss, 6, data / f"{task.model}.npz", shown.append) for loss in demo.COLORS}

@@ -23,7 +23,6 @@ from fastloss.registry import LOSSES
 from graphs import recording
 
 ENGINE = "elementwise"
-QUICK = ("cpu",)  # backends of the quick run
 INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 REDUCTIONS = ("none", "mean", "sum")
 

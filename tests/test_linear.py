@@ -13,7 +13,6 @@ import fastloss.functional as ours
 from fastloss.oracle import Recorder
 from graphs import recording
 
-QUICK = ("cpu",)
 
 
 def layer(rows: int = 7, features: int = 5, classes: int = 6, dtype=torch.float64):

@@ -22,7 +22,6 @@ from fastloss.registry import LOSSES
 from graphs import recording
 
 ENGINE = "overlap"
-QUICK = ("cpu",)  # backends of the quick run
 PARAMS = {"sigmoid_focal": (0.25, 1.5), "softmax_focal": (1.5,), "amplified": (5.0,), "amplified_sigmoid": (5.0,)}
 LABELS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool)
 

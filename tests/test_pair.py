@@ -14,7 +14,6 @@ from fastloss.engine import accumulate_dtype
 from fastloss.pair import Scores, Term, pair_statistics
 from test_memory import poisoned
 
-QUICK = ("cpu",)  # backends of the quick run
 INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 
 CONSTANTS = {

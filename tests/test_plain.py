@@ -20,7 +20,6 @@ from fastloss.plain_cases import VALUES, PlainCase
 from fastloss.registry import LOSSES
 
 ENGINE = "plain"
-QUICK = ("cpu",)
 REDUCTIONS = ("none", "mean", "sum")
 L2, LOG3 = math.log(2), math.log(3)
 # Entropies of (3/4, 1/4), and of (5/8, 3/8): the mean of that and (1/2, 1/2).

@@ -12,6 +12,7 @@ from fastloss.fuzz import CLASSES, DTYPES, MANY_CLASSES, run
 from fastloss.oracle import check
 from fastloss.registry import LOSSES
 
+QUICK = ("eager", "cpu", "cuda")  # backends of the quick run
 INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 SHAPES = [(5,), (6, 17), (3, 9, 4), (2, 5, 3, 4)]
 

@@ -27,7 +27,6 @@ from graphs import recording
 from test_memory import poisoned
 
 ENGINE = "sort"
-QUICK = ("cpu",)  # backends of the quick run
 INTERPRETED = ("triton",)  # run by an interpreter here, 50 times slower
 ROOT = Path(__file__).parents[1]
 
