@@ -34,7 +34,12 @@ test: build
 check: build
 	$(PYTEST) -m "not slow" $(ARGS)
 
-bench: build
+# What the benchmarks time against, beside torch.
+.venv/peers: .venv/built
+	$(PIP) --no-build-isolation --editable '.[peers]'
+	touch $@
+
+bench: .venv/peers
 	$(BIN)/python -m bench $(ARGS)
 
 fuzz: build

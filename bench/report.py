@@ -36,7 +36,8 @@ def judge(workload: Workload, sides: dict[str, dict], failed: dict[str, str]) ->
         if wanted is None:
             continue
         measured = sides[side]["median_ms"] / ours if side in sides else None
-        verdicts.append({"rival": side, "wanted": wanted, "measured": measured, "met": None if measured is None else measured >= wanted,
+        rival = workload.rival if side == "eager" else side
+        verdicts.append({"rival": rival, "wanted": wanted, "measured": measured, "met": None if measured is None else measured >= wanted,
                          "reason": failed.get(side)})
     return verdicts
 
@@ -45,7 +46,8 @@ def row(workload: Workload, checked: dict, timed: dict, memory: dict[str, int], 
     """Everything about one workload."""
     sides, bandwidth = timed["sides"], timed["copy_bytes_per_second"]
     seconds = sides["ours"]["median_ms"] / 1e3
-    floor_ms = 1e3 * workload.bytes_moved / bandwidth
+    rate = timed.get("flops_per_second")
+    floor_ms = 1e3 * max(workload.bytes_moved / bandwidth, workload.flops / rate if rate else 0)
     return {
         "name": workload.name,
         "huge_pages": huge_pages,
@@ -54,6 +56,7 @@ def row(workload: Workload, checked: dict, timed: dict, memory: dict[str, int], 
         "dtype": workload.dtype,
         "options": {**workload.options, **workload.ours},
         "backend": checked["backend"],
+        "rival": workload.rival,
         **{f"{side}_{key}": value for side, spread in sides.items() for key, value in spread.items()},
         "failed": timed["failed"],
         "speedup_eager": sides["eager"]["median_ms"] / sides["ours"]["median_ms"],
@@ -61,6 +64,8 @@ def row(workload: Workload, checked: dict, timed: dict, memory: dict[str, int], 
         "bytes_moved": workload.bytes_moved,
         "gb_per_second": workload.bytes_moved / seconds / 1e9,
         "copy_gb_per_second": bandwidth / 1e9,
+        "gflops": workload.flops / 1e9,
+        "product_gflops_per_second": rate and rate / 1e9,
         "floor_ms": floor_ms,
         "per_cent_of_floor": 100 * floor_ms / sides["ours"]["median_ms"],
         **{f"{side}_extra_mb": value / 1e6 for side, value in memory.items()},
@@ -87,17 +92,18 @@ def _times(ratio: float | None) -> str:
 
 def table(rows: list[dict]) -> Table:
     """The table of the terminal; ms are medians with quartiles."""
-    shown = Table(title="forward + backward; median ms (quartiles); floor = bytes that must move / copy bandwidth", title_justify="left")
-    for heading in ("workload", "backend"):
-        shown.add_column(heading)
-    for heading in ("ours ms", "eager ms", "speedup", "compile ms", "speedup", "floor ms", "% of floor", "GB/s", "extra MB", "eager MB"):
+    shown = Table(title="forward + backward; median ms (quartiles); floor = bytes that must move / copy bandwidth, or flops / rate of torch's matrix product", title_justify="left")
+    shown.add_column("workload", no_wrap=True)
+    shown.add_column("backend")
+    shown.add_column("rival")
+    for heading in ("ours ms", "rival ms", "speedup", "compile ms", "speedup", "floor ms", "% of floor", "GB/s", "extra MB", "rival MB"):
         shown.add_column(heading, justify="right")
     shown.add_column("target")
     for row in rows:
         extra = [f"{row[f'{side}_extra_mb']:.0f}" if f"{side}_extra_mb" in row else "" for side in ("ours", "eager")]
         tiny = row["bytes_moved"] < 2**20
         shown.add_row(
-            escape(row["name"]) + (" [dim]huge pages[/]" if row["huge_pages"] else ""), row["backend"],
+            escape(row["name"]) + (" [dim]huge pages[/]" if row["huge_pages"] else ""), row["backend"], row["rival"],
             _ms(row, "ours"), _ms(row, "eager"), _times(row["speedup_eager"]), _ms(row, "compiled"), _times(row["speedup_compiled"]),
             *(["", "", ""] if tiny else [f"{row['floor_ms']:.3g}", f"{row['per_cent_of_floor']:.0f}", f"{row['gb_per_second']:.1f}"]),
             *extra, "\n".join(map(_target, row["targets"])),

@@ -1,6 +1,13 @@
-"""What losses are timed against where torch has no function of its own: the formulas as the libraries compute them that people use."""
+"""What losses are timed against where torch has no function of its own: the library that people use, where it is installed
+(``pip install .[peers]``), else its formula."""
 
 from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +55,13 @@ def dice_focal(input: Tensor, target: Tensor, gamma: float, activation: str) -> 
     ce = F.binary_cross_entropy_with_logits(input, y, reduction="none")
     focal = torch.exp(F.logsigmoid(-input * (y * 2 - 1)) * gamma) * ce
     return _dice_of(torch.sigmoid(input), y) + focal.mean()
+
+
+def focal(input: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """MONAI's of the sigmoid of every channel."""
+    y = _one_hot(target, input)
+    ce = F.binary_cross_entropy_with_logits(input, y, reduction="none")
+    return (torch.exp(F.logsigmoid(-input * (y * 2 - 1)) * gamma) * ce).mean()
 
 
 def box_loss(loss: str, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -157,3 +171,36 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambd: float, deviation: str) -> Tensor
     first, second = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
     matrix = first.T @ second / len(z1)
     return (matrix.diagonal() - 1).square().sum() + lambd * _off_diagonal(matrix).square().sum()
+
+
+# Of the losses that a released library has as a class: its module, the class and the arguments that make it the same loss.
+RELEASED = {
+    "dice": ("monai", "losses.DiceLoss", {"to_onehot_y": True, "softmax": True}),
+    "dice_ce": ("monai", "losses.DiceCELoss", {"to_onehot_y": True, "softmax": True}),
+    "tversky": ("monai", "losses.TverskyLoss", {"to_onehot_y": True, "softmax": True, "alpha": 0.5, "beta": 0.5}),
+    "dice_focal": ("monai", "losses.DiceFocalLoss", {"to_onehot_y": True, "sigmoid": True, "gamma": 2.0}),
+    "focal": ("monai", "losses.FocalLoss", {"to_onehot_y": True, "gamma": 2.0}),
+}
+
+
+def released(loss: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The released library's function of logits and labels; None where it is not installed."""
+    if loss not in RELEASED or importlib.util.find_spec(RELEASED[loss][0]) is None:
+        return None
+    library, path, arguments = RELEASED[loss]
+    module, name = f"{library}.{path}".rsplit(".", 1)
+    made = getattr(importlib.import_module(module), name)(**arguments)
+    return lambda input, target: made(input, target.unsqueeze(1))
+
+
+def find(loss: str, options: dict[str, object]) -> Callable[..., Tensor] | None:
+    """What the loss is timed against, of the released library or of the formulas above; None where there is neither."""
+    formula = globals().get(loss)
+    return released(loss) or (functools.partial(formula, **options) if formula else None)
+
+
+def name(loss: str) -> str | None:
+    """Of what :func:`find` gives: library and version, or that it is a formula."""
+    if released(loss):
+        return f"{RELEASED[loss][0]} {version(RELEASED[loss][0])}"
+    return "formula" if loss in globals() else None

@@ -22,6 +22,7 @@ from .workloads import WORKLOADS, Workload
 
 TINY = 2**17  # elements; below it a call is too short for a single clock reading
 COPY_BYTES = 2**28
+PRODUCT_ROWS = 2048
 
 
 def copy_bandwidth(repeats: int = 7) -> float:
@@ -29,6 +30,12 @@ def copy_bandwidth(repeats: int = 7) -> float:
     source = torch.ones(COPY_BYTES // 4)
     sink = torch.zeros_like(source)
     return 2 * COPY_BYTES / min(_seconds(lambda: sink.copy_(source)) for _ in range(repeats))
+
+
+def product_rate(dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations a second of torch's product of square matrices."""
+    first, second = torch.ones(2, PRODUCT_ROWS, PRODUCT_ROWS, dtype=dtype)
+    return 2 * PRODUCT_ROWS**3 / min(_seconds(lambda: first @ second) for _ in range(repeats))
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -86,7 +93,8 @@ def measure_time(workload: Workload, repeats: int, compiled: bool) -> dict:
             if repeat >= 0:
                 times[side].append(elapsed)
     sides = {side: _spread(values) for side, values in times.items()}
-    return {"sides": sides, "failed": failed, "copy_bytes_per_second": copy_bandwidth()}
+    rate = product_rate(getattr(torch, workload.dtype)) if workload.flops else None
+    return {"sides": sides, "failed": failed, "copy_bytes_per_second": copy_bandwidth(), "flops_per_second": rate}
 
 
 def _resident(key: str) -> int:

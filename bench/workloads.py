@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
+from fastloss.compat import monai
 from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.overlap_cases import OverlapCase
@@ -73,6 +74,11 @@ class Workload:
         sweeps = 5 if self.soft else 3 if self.about.logits else 1
         return sweeps * self.elements * getattr(torch, self.dtype).itemsize
 
+    @property
+    def flops(self) -> int:
+        """Operations of the products of matrices that forward + backward cannot do without."""
+        return 0
+
     def smaller(self, factor: int) -> Workload:
         """The same with fewer rows, for a quick look; targets are for the full size and fall away."""
         rows = max(self.shape[0] // factor, 1)
@@ -99,6 +105,14 @@ class Workload:
     def our_call(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The public function with the workload's options bound, so that a timed call does nothing else."""
         return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, **self.ours)
+
+    @property
+    def rival(self) -> str:
+        """Whose `rival_call` is: eager torch's own, a released library's, a formula of :mod:`bench.rivals`, or ours in plain torch."""
+        if self.about.torch:
+            return "eager"
+        half = self.dtype != "float32" and self.about.engine in ("pair", "plain")  # formulas that round too often in half precision
+        return "plain torch" if half else rivals.name("box_loss" if self.about.engine == "box" else self.loss) or "plain torch"
 
     @property
     def rival_call(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -179,10 +193,21 @@ class OverlapWorkload(Workload):
 
     @property
     def rival_call(self) -> Callable[..., Tensor]:
-        """MONAI's formula; of the losses that it has not, ours in plain torch."""
-        if hasattr(rivals, self.loss):
-            return functools.partial(getattr(rivals, self.loss), **self.options)
-        return functools.partial(self.our_call, backend="eager")
+        """MONAI's; of the losses that it has not, ours in plain torch."""
+        return rivals.find(self.loss, self.options) or functools.partial(self.our_call, backend="eager")
+
+
+@dataclass(frozen=True)
+class FocalWorkload(OverlapWorkload):
+    """MONAI's focal loss of a volume and its labels, against the class of that name in :mod:`fastloss.compat.monai`."""
+
+    rival = property(lambda self: rivals.name("focal"))
+    rival_call = property(lambda self: rivals.find("focal", self.options))
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        made = monai.FocalLoss(to_onehot_y=True, **self.options)
+        return lambda input, target: made(input, target.unsqueeze(1))
 
 
 @dataclass(frozen=True)
@@ -293,6 +318,11 @@ class PlainWorkload(Workload):
                 total += (8 if kind in INDICES else size) * torch.Size(shape).numel()
         return 2 * total + size * self.elements
 
+    @property
+    def flops(self) -> int:
+        """Of VICReg and Barlow Twins: Gram matrices of the rows forward, and the gradients of both views from them."""
+        return 4 * 2 * self.shape[0] * self.elements if self.loss in ("vicreg", "barlow_twins") else 0
+
     def check_case(self, rows: int = 24) -> PlainCase:
         """The same call on few rows, for the correctness check."""
         shape = (min(self.shape[0], rows), *(min(n, 200) for n in self.shape[1:]))
@@ -308,9 +338,8 @@ class PlainWorkload(Workload):
         params = dict(self.check_case().params) | self.options
         if self.about.torch:
             return functools.partial(getattr(F, self.about.torch), **params)
-        if hasattr(rivals, self.loss) and self.dtype == "float32":
-            return functools.partial(getattr(rivals, self.loss), **params)
-        return functools.partial(self.about.function, **params, backend="eager")
+        found = None if self.rival == "plain torch" else rivals.find(self.loss, params)
+        return found or functools.partial(self.about.function, **params, backend="eager")
 
 
 @dataclass(frozen=True)
@@ -322,10 +351,18 @@ class PairWorkload(Workload):
 
     @property
     def bytes_moved(self) -> int:
-        """Every set read forward and backward, its gradient written; most of the work is products of matrices, which are not counted."""
+        """Every set read forward and backward, its gradient written."""
         sizes = (*self.shape, self.shape[0])[:3]
         kinds = [kind for kind in self.about.operands.values() if kind in SETS]
         return 3 * sum(torch.Size(SETS[kind](*sizes)).numel() for kind in kinds) * getattr(torch, self.dtype).itemsize
+
+    @property
+    def flops(self) -> int:
+        """The scores, and the product of their gradients with each set; of a set against itself half of the scores and one product."""
+        rows, features, others = (*self.shape, self.shape[0])[:3]
+        views = 2 if self.loss in ("nt_xent", "dcl") else 1  # two sets compared as one of all their rows
+        both = views == 1 and sum(kind in SETS for kind in self.about.operands.values()) > 1
+        return (6 if both else 3) * views**2 * rows * features * others
 
     def check_case(self, rows: int = 24) -> PairCase:
         """The same call on few rows, for the correctness check."""
@@ -355,9 +392,8 @@ class PairWorkload(Workload):
         if self.about.torch:
             taken = inspect.signature(getattr(F, self.about.torch)).parameters
             return functools.partial(getattr(F, self.about.torch), **{name: value for name, value in params.items() if name in taken})
-        if hasattr(rivals, self.loss) and self.dtype == "float32":
-            return functools.partial(getattr(rivals, self.loss), **params)
-        return functools.partial(self.our_call, backend="eager")
+        found = None if self.rival == "plain torch" else rivals.find(self.loss, params)
+        return found or functools.partial(self.our_call, backend="eager")
 
 
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
@@ -416,6 +452,7 @@ WORKLOADS = {
             if about.engine == "overlap"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
+        FocalWorkload("MONAI focal fp32 4x8x64^3", loss="dice_focal", shape=_VOLUME, options={"gamma": 2.0}, eager_ratio=5.0),
         *(
             BoxWorkload(f"{name} {short} 2^18", loss=name, shape=(2**18,), dtype=dtype, options={"reduction": "mean"})
             for name, about in LOSSES.items()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def _load_bench() -> None:
 _load_bench()
 
 from bench import __main__ as command  # noqa: E402
-from bench import report, worker  # noqa: E402
+from bench import report, rivals, worker  # noqa: E402
 from bench.workloads import WORKLOADS, Workload  # noqa: E402
 
 ENGINE = None
@@ -67,6 +68,38 @@ def test_bytes_that_must_move():
     assert WORKLOADS["ce bf16 4096x32000"].bytes_moved == 3 * 4096 * 32000 * 2
     assert Workload("soft", soft=True, shape=(2, 3)).bytes_moved == 5 * 6 * 4
     assert Workload("nll", loss="nll", shape=(2, 3)).bytes_moved == 6 * 4
+
+
+def test_operations_of_products():
+    assert WORKLOADS["clip fp32 4096x512"].flops == 3 * 2 * 4096 * 4096 * 512
+    assert WORKLOADS["nt_xent fp32 8192x128"].flops == 3 * 16384 * 16384 * 128
+    assert WORKLOADS["sup_con fp32 2048x512"].flops == 3 * 2048 * 2048 * 512
+    assert WORKLOADS["linear_cross_entropy fp32 4096x1024x32000"].flops == 3 * 2 * 4096 * 1024 * 32000
+    assert WORKLOADS["vicreg fp32 256x8192"].flops == 4 * 2 * 256 * 256 * 8192
+    assert WORKLOADS[LARGE].flops == 0
+    timed = {"sides": {side: {"median_ms": 2.0} for side in ("ours", "eager")}, "failed": {}, "copy_bytes_per_second": 1e12}
+    row = report.row(WORKLOADS["clip fp32 4096x512"], {"backend": "cpu"}, timed | {"flops_per_second": 1e14}, {}, False)
+    assert row["floor_ms"] == pytest.approx(1e3 * 3 * 2 * 4096 * 4096 * 512 / 1e14) and row["rival"] == "formula"
+
+
+def test_a_released_library_is_preferred_to_its_formula(monkeypatch):
+    dice = WORKLOADS["dice fp32 4x8x64^3"]
+    x, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+
+    class DiceLoss:
+        def __init__(self, to_onehot_y, softmax):
+            assert to_onehot_y and softmax
+
+        def __call__(self, input, target):
+            assert target.shape == (2, 1, 4, 4)
+            return input.sum()
+
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: None)
+    assert dice.rival == "formula" and dice.rival_call(x, y).allclose(dice.our_call(x, y))
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(rivals.importlib, "import_module", lambda name: SimpleNamespace(DiceLoss=DiceLoss))
+    monkeypatch.setattr(rivals, "version", lambda name: "9.9")
+    assert dice.rival == "monai 9.9" and dice.rival_call(x, y) == x.sum()
 
 
 def test_bytes_of_element_wise_losses():
