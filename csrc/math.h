@@ -105,6 +105,13 @@ FL_HD Logistic<V> logistic(V x) {
   return {at_least(V(0), x) + tail, at_least(V(0), V(0) - x) + tail, s.p, s.q};
 }
 
+// log(1 + |x|) with the sign of x (Hafner et al. 2023, equation 1). Its derivative is exp(-|symlog(x)|).
+template <class V>
+FL_HD V symlog(V x) {
+  const V size = log1p(abs(x));
+  return select(less(x, V(0)), V(0) - size, size);
+}
+
 // log(1 - exp(x)) for x <= 0 without cancellation: Maechler 2012, equation 7.
 template <class V>
 FL_HD V log1mexp(V x) {

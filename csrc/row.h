@@ -62,6 +62,7 @@ struct RowCall {
   int64_t ignore_index;
   int reduction;
   int zero_empty;  // a mean over nothing is 0 instead of NaN
+  int stablemax;   // z = symlog(logit_scale x), so that the softmax becomes stablemax; no softcap then
 
   // Forward writes, backward reads. max, log_sum and slope are acc arrays of rows entries.
   void* max;      // maximum of the transformed logits z

@@ -38,7 +38,7 @@ _FULL = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 30.0, "logit_scale":
 VARIANTS = {
     "plain": {},
     "hard": {**_FULL, "weight": True, "extras": True},
-    "soft": {**_FULL, "weight": True, "extras": True, "soft": True},
+    "soft": {**_FULL, "softcap": 0.0, "stablemax": True, "weight": True, "extras": True, "soft": True},
 }
 # Of the element-wise engine: contiguous with a gradient to the input; views with weights and every gradient, of a loss with three operands.
 ELEMENTWISE_VARIANTS = ("plain", "full")
@@ -184,7 +184,7 @@ def _row_launches(functor: str, variant: str, dtype: torch.dtype, contiguous: bo
     target = torch.empty_like(input) if soft else torch.empty(rows, dtype=torch.int64, device="meta")
     weight = torch.empty(classes, dtype=accumulate_dtype(dtype), device="meta") if features.get("weight") else None
     numbers = [features.get(name, float(name == "logit_scale")) for name in ("label_smoothing", "z_loss", "softcap", "logit_scale")]
-    settings = functor, [], *numbers, -100, reduction
+    settings = functor, [], *numbers, features.get("stablemax", False), -100, reduction
     loss, stats, divisor, entropy, _ = row.row_forward(input, target, weight, *settings, False, extras, extras, dtype)
     per_row = stats[0] if extras else None
     row.row_backward(loss, per_row, per_row, input, target, weight, stats, divisor, entropy, *settings)

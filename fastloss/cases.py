@@ -220,6 +220,9 @@ class Call:
         if case.softcap:
             rounding += case.softcap + min(largest, case.softcap)
             largest = min(largest, case.softcap)
+        elif loss.stablemax:
+            largest = math.log1p(largest)
+            rounding += largest
         elif case.logit_scale != 1.0 or not loss.logits:
             rounding += largest
         classes = self.input.shape[1 if self.input.dim() > 1 else 0]

@@ -84,8 +84,8 @@ class _Extension:
         return torch.cuda.current_stream(tensor.device).cuda_stream, torch.cuda.device(tensor.device)
 
     def row_forward(
-        self, input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction, zero_empty,
-        want_entropy, want_accuracy, dtype,
+        self, input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction,
+        zero_empty, want_entropy, want_accuracy, dtype,
     ):
         soft = target.is_floating_point()
         if not soft:
@@ -101,7 +101,7 @@ class _Extension:
         with device:
             self.module.row_forward(
                 functor, _SCALARS[input.dtype], soft, _shape(input, target), params,
-                (label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction), zero_empty,
+                (label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction), zero_empty,
                 _address(input), _address(target), _address(weight), _address(stats), stats.stride(0) * stats.element_size(),
                 _address(divisor), _address(entropy) if want_entropy else 0, _address(accuracy) if want_accuracy else 0,
                 _address(row_loss), 0 if reduction == 0 else _address(loss), _SCALARS[dtype], _address(partial), stream,
@@ -118,7 +118,7 @@ class _Extension:
 
     def _backward(
         self, grad, grad_loss, grad_lse, grad_entropy, input, target, weight, stats, divisor, entropy, functor, params, label_smoothing,
-        z_loss, softcap, logit_scale, ignore_index, reduction,
+        z_loss, softcap, logit_scale, stablemax, ignore_index, reduction,
     ):
         soft = target.is_floating_point()
         if not soft:
@@ -131,7 +131,7 @@ class _Extension:
         with device:
             self.module.row_backward(
                 functor, _SCALARS[input.dtype], soft, _shape(input, target), params,
-                (label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction),
+                (label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction),
                 _address(input), _address(target), _address(weight), _address(stats), stats.stride(0) * stats.element_size(),
                 _address(divisor), _address(entropy) if grad_entropy is not None else 0,
                 _address(grad_loss), _address(grad_lse), _address(grad_entropy), _address(grad), *_strides(grad), stream,

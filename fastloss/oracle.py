@@ -143,12 +143,15 @@ def _compare_accuracy(call: Call, got: Tensor, truth: Tensor) -> None:
     logits = call.input.double() * case.logit_scale
     if case.softcap:
         logits = case.softcap * torch.tanh(logits / case.softcap)
+    stablemax = LOSSES[case.loss].stablemax
+    if stablemax:
+        logits = logits.sign() * torch.log1p(logits.abs())
     soft = call.target.is_floating_point()
     index = call.target.double().argmax(axis, keepdim=True) if soft else call.target.long().clamp(0, logits.shape[axis] - 1)
     index = index if soft else index.reshape(truth.shape).unsqueeze(axis)
     gap = logits.amax(axis) - logits.gather(axis, index).squeeze(axis)
     slack = FEW * torch.finfo(accumulate_dtype(call.input.dtype)).eps * (logits.amax(axis).abs() + (case.softcap or 0.0))
-    slack = slack if case.softcap or case.logit_scale != 1.0 else torch.zeros_like(slack)
+    slack = slack if case.softcap or stablemax or case.logit_scale != 1.0 else torch.zeros_like(slack)
     wrong = (got.double() != truth) & ~((gap <= slack) & ((got == 0) | (got == 1)))
     if wrong.any():
         raise Mismatch(f"accuracy{[int(i) for i in wrong.nonzero()[0]]} = {got[wrong][0].item()}, truth {truth[wrong][0].item()}")

@@ -24,7 +24,7 @@ class Loss:
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
             ``fastloss.elementwise_cases.DOMAINS``); plain: of ``fastloss.plain_cases.OPERANDS``; box: the two sets.
         optional: element-wise: whether the last operand may be left out.
-        functor: element-wise: the loss whose functor runs it, where that is another.
+        functor: element-wise and row: the loss whose functor runs it, where that is another.
         rows: element-wise: "sum" or "mean" where a loss is that of the last dimension, "" where each element has one.
         choices: plain: other arguments, each with the values that it may have, the usual one first.
         forward: optional tensors that modules take with the inputs instead of as a setting.
@@ -32,6 +32,7 @@ class Loss:
         soft_targets: whether class probabilities are accepted as targets.
         smoothing: whether ``label_smoothing`` is accepted.
         logits: whether the input is logits (extras such as ``softcap`` apply) rather than log-probabilities.
+        stablemax: row: whether ``softmax(x)`` is stablemax, that is ``softmax(symlog(x))``.
         backends: that the loss runs on.
     """
 
@@ -53,6 +54,7 @@ class Loss:
     soft_targets: bool = True
     smoothing: bool = True
     logits: bool = True
+    stablemax: bool = False
     backends: tuple[str, ...] = ("eager", "cpu", "triton", "cuda")
 
 

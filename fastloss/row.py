@@ -2,7 +2,7 @@
 
 Every loss of this engine is one *point function* ``f(log_prob) -> value`` under the same machinery::
 
-    z_c  = logit_scale * x_c, or softcap * tanh(logit_scale * x_c / softcap)
+    z_c  = logit_scale * x_c, softcap * tanh(logit_scale * x_c / softcap), or of stablemax symlog(logit_scale * x_c)
     l_c  = z_c - logsumexp(z)                        (losses on log-probabilities: l = x)
     q    = (1 - label_smoothing) * target + label_smoothing / C
     loss = sum_c w_c q_c f(l_c) + z_loss * logsumexp(z)**2
@@ -40,6 +40,7 @@ def formula(
     z_loss: float,
     softcap: float,  # 0: none
     logit_scale: float,
+    stablemax: bool,
     zero_empty: bool,
     want_lse: bool,
     want_entropy: bool,
@@ -53,6 +54,9 @@ def formula(
 
     def transform(x: Tensor) -> Tensor:
         x = x if logit_scale == 1.0 else x * logit_scale
+        if stablemax:
+            below = x < 0  # each logarithm sees only numbers that it is the one for, so that NaN reaches the gradient
+            return torch.where(below, -torch.log1p(torch.where(below, -x, 0.0)), torch.log1p(torch.where(below, 0.0, x)))
         return softcap * torch.tanh(x / softcap) if softcap else x
 
     counts = None if soft else target != ignore_index
@@ -117,7 +121,8 @@ def formula(
 
 
 _SETTINGS = (
-    "str functor, float[] params, float label_smoothing, float z_loss, float softcap, float logit_scale, int ignore_index, int reduction"
+    "str functor, float[] params, float label_smoothing, float z_loss, float softcap, float logit_scale, bool stablemax, "
+    "int ignore_index, int reduction"
 )
 _BACKWARD = (
     "(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_entropy, Tensor{} input, Tensor target, Tensor? weight, "
@@ -138,8 +143,8 @@ def forward_outputs(input: Tensor, reduction: int, want_entropy: bool, want_accu
     )
 
 
-def _forward_fake(input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction,
-                  zero_empty, want_entropy, want_accuracy, dtype):
+def _forward_fake(input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index,
+                  reduction, zero_empty, want_entropy, want_accuracy, dtype):
     return forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
 
 
@@ -206,14 +211,14 @@ def _formula_backward(ctx, *grads):
     """Gradients to input, target and weight through :func:`formula`, differentiable again."""
     input, target, weight, *_ = ctx.saved_tensors
     _, _, zero_empty, dtype = ctx.plan
-    functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction = ctx.settings
+    functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction = ctx.settings
     loss = LOSSES[functor]
     shaped = target if target.is_floating_point() or input.dim() == 2 else target.view(input.shape[0], input.shape[2])
 
     def run(input, target, weight):
         return formula(
             loss.point, params, loss.logits, input, target, weight, ignore_index, reduction, label_smoothing, z_loss, softcap,
-            logit_scale, zero_empty, grads[1] is not None, grads[2] is not None, False, dtype,
+            logit_scale, stablemax, zero_empty, grads[1] is not None, grads[2] is not None, False, dtype,
         )[:3]
 
     return formula_backward(run, (input, shaped, weight), ctx.needs_input_grad[:3], grads[:3])
@@ -296,7 +301,7 @@ def row_loss(
     if not soft and target.dtype != torch.int64:
         target = target.to(torch.int64)
     shape = target.shape[:1] + target.shape[2:] if soft else target.shape
-    settings = label_smoothing, z_loss, softcap or 0.0, logit_scale, ignore_index, code
+    settings = label_smoothing, z_loss, softcap or 0.0, logit_scale, entry.stablemax, ignore_index, code
     zero_empty = empty == "zero"
 
     if backend == "eager":
@@ -304,7 +309,7 @@ def row_loss(
             _checks.labels_in_range(name, target, input.shape[1], ignore_index)
         loss, lse, entropy, accuracy = formula(
             entry.point, params, entry.logits, input, target, weight, ignore_index, code, label_smoothing, z_loss, softcap or 0.0,
-            logit_scale, zero_empty, return_lse, return_entropy, return_accuracy, dtype,
+            logit_scale, entry.stablemax, zero_empty, return_lse, return_entropy, return_accuracy, dtype,
         )
     else:
         if soft and target.dtype != input.dtype:
@@ -317,7 +322,7 @@ def row_loss(
             weight = weight.to(accumulate_dtype(rows.dtype)).contiguous()
         loss, lse, entropy, accuracy = _apply(
             rows, targets, weight, backend, inplace, return_lse, return_entropy, return_accuracy, zero_empty, dtype,
-            (name, params, *settings),
+            (entry.functor or name, params, *settings),
         )
     if not batched:
         shape = ()

@@ -36,6 +36,12 @@ def log1p(x):
 
 
 @triton.jit
+def symlog(x):
+    size = log1p(tl.abs(x))
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
 def expm1(x):
     near = tl.abs(x) < 1.0
     half = tanh(0.5 * tl.where(near, x, 0.0))

@@ -19,7 +19,7 @@ from fastloss.engine import REDUCTIONS, accumulate_dtype, library
 from fastloss.row import forward_outputs, gradient_like
 
 from . import INTERPRETED, launch
-from .functors import FUNCTORS, tanh
+from .functors import FUNCTORS, symlog, tanh
 from .tuning import TUNING, layout_class
 
 NONE = tl.constexpr(REDUCTIONS["none"])
@@ -30,9 +30,11 @@ LOWEST = tl.constexpr(-1e4)
 
 
 @triton.jit
-def transform(x, logit_scale, softcap, SOFTCAP: tl.constexpr):
+def transform(x, logit_scale, softcap, SOFTCAP: tl.constexpr, STABLEMAX: tl.constexpr):
     z = x * logit_scale
-    if SOFTCAP:
+    if STABLEMAX:
+        z = symlog(z)
+    elif SOFTCAP:
         z = softcap * tanh(z / softcap)
     return z
 
@@ -78,6 +80,7 @@ def forward_kernel(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    STABLEMAX: tl.constexpr,
     REDUCTION: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -129,7 +132,7 @@ def forward_kernel(
             inside = live[:, None] & (column[None, :] < classes - start)
             x = tl.load(input_ptr + tile + start * class_step, mask=inside).to(ACC)
             # Padding becomes -inf after the transformation: a softcap would turn -inf into a phantom class.
-            z = tl.where(inside, transform(x, logit_scale, softcap, SOFTCAP), float("-inf"))
+            z = tl.where(inside, transform(x, logit_scale, softcap, SOFTCAP, STABLEMAX), float("-inf"))
             higher = tl.maximum(top, tl.max(z, 1))
             shift = tl.where(higher == float("-inf"), 0.0, higher)  # so that blocks of -inf give 0, not NaN
             total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
@@ -159,7 +162,7 @@ def forward_kernel(
         for start in tl.range(0, classes, BLOCK, num_stages=STAGES):
             inside = live[:, None] & (column[None, :] < classes - start)
             x = tl.load(input_ptr + tile + start * class_step, mask=inside).to(ACC)
-            log_prob = (transform(x, logit_scale, softcap, SOFTCAP) - top[:, None]) - log_sum[:, None]
+            log_prob = (transform(x, logit_scale, softcap, SOFTCAP, STABLEMAX) - top[:, None]) - log_sum[:, None]
             if SOFT or SMOOTH:
                 values, derivatives = FN(log_prob, p)
                 if SOFT:
@@ -191,7 +194,7 @@ def forward_kernel(
         count = live & (label != ignore_index)
         known = (label >= 0) & (label < classes)
         target_x = tl.load(input_ptr + row_offset + label * class_step, mask=count & known, other=0.0).to(ACC)
-        target_z = transform(target_x, logit_scale, softcap, SOFTCAP)
+        target_z = transform(target_x, logit_scale, softcap, SOFTCAP, STABLEMAX)
         value, derivative = FN((target_z - top) - log_sum, p)
         row_weight = tl.full((ROWS,), 1.0, ACC)
         if weight_ptr is not None:
@@ -263,6 +266,7 @@ def backward_kernel(
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    STABLEMAX: tl.constexpr,
     REDUCTION: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -336,7 +340,7 @@ def backward_kernel(
     for start in tl.range(first, tl.minimum(first + SPAN, classes), BLOCK):
         inside = live[:, None] & (column[None, :] < classes - start)
         x = tl.load(input_ptr + tile + start * class_step, mask=inside).to(ACC)
-        z = transform(x, logit_scale, softcap, SOFTCAP)
+        z = transform(x, logit_scale, softcap, SOFTCAP, STABLEMAX)
         log_prob = z
         dz = tl.full((ROWS, BLOCK), 0.0, ACC)
         if NORMALISE:
@@ -368,7 +372,9 @@ def backward_kernel(
             clamped = tl.where(log_prob < LOWEST, LOWEST, log_prob)
             dz -= grad_entropy[:, None] * prob * (clamped + entropy[:, None])
         dx = dz * logit_scale
-        if SOFTCAP:
+        if STABLEMAX:
+            dx *= tl.exp(-tl.abs(z))
+        elif SOFTCAP:
             ratio = z / softcap
             dx *= 1.0 - ratio * ratio
         if grad_lse_ptr is None and grad_entropy_ptr is None:
@@ -411,7 +417,7 @@ class _Call:
     """What both launches derive from their arguments."""
 
     def __init__(self, input: Tensor, target: Tensor, functor: str, params: list[float], label_smoothing: float, z_loss: float,
-                 softcap: float, logit_scale: float, ignore_index: int, reduction: int) -> None:
+                 softcap: float, logit_scale: float, stablemax: bool, ignore_index: int, reduction: int) -> None:
         self.contiguous = input.dim() == 2
         self.classes = input.shape[1]
         self.outer, self.inner = (1, input.shape[0]) if self.contiguous else (input.shape[0], input.shape[2])
@@ -428,16 +434,17 @@ class _Call:
         function, normalise = FUNCTORS[functor]
         self.constants = dict(
             FN=function, NORMALISE=normalise, CONTIGUOUS=self.contiguous, SOFT=soft, SMOOTH=label_smoothing != 0.0,
-            SOFTCAP=softcap != 0.0, REDUCTION=reduction, ACC=tl.float64 if input.dtype == torch.float64 else tl.float32,
-            ROWS=self.tile.rows, BLOCK=self.tile.block, num_warps=self.tile.num_warps, **launch.registers(self.tile.num_warps),
+            SOFTCAP=softcap != 0.0, STABLEMAX=stablemax, REDUCTION=reduction,
+            ACC=tl.float64 if input.dtype == torch.float64 else tl.float32, ROWS=self.tile.rows, BLOCK=self.tile.block,
+            num_warps=self.tile.num_warps, **launch.registers(self.tile.num_warps),
         )
 
 
-def row_forward(input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction,
-                zero_empty, want_entropy, want_accuracy, dtype):
+def row_forward(input, target, weight, functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index,
+                reduction, zero_empty, want_entropy, want_accuracy, dtype):
     if not target.is_floating_point():
         _checks.labels_in_range(functor, target, input.shape[1], ignore_index)
-    call = _Call(input, target, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction)
+    call = _Call(input, target, functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction)
     loss, stats, divisor, entropy, accuracy = forward_outputs(input, reduction, want_entropy, want_accuracy, dtype)
     reduced = reduction != REDUCTIONS["none"]
     partial = input.new_empty((2, call.groups), dtype=accumulate_dtype(input.dtype)) if reduced else None
@@ -459,8 +466,8 @@ def row_forward(input, target, weight, functor, params, label_smoothing, z_loss,
 
 
 def _backward(grad, grad_loss, grad_lse, grad_entropy, input, target, weight, stats, divisor, entropy, functor, params, label_smoothing,
-              z_loss, softcap, logit_scale, ignore_index, reduction):
-    call = _Call(input, target, functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction)
+              z_loss, softcap, logit_scale, stablemax, ignore_index, reduction):
+    call = _Call(input, target, functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction)
     span = max(call.tile.block, SPAN)
     programs = call.groups * triton.cdiv(call.classes, span)
     per_row = [0 if g is None or g.dim() == 0 else g.stride(0) for g in (grad_loss, grad_lse, grad_entropy)]

@@ -73,7 +73,10 @@ def op_arguments(case: Case, loss: str):
     weight = None if call.weight is None else call.weight
     params = [value for _, value in call.case.params]
     reduction = {"none": 0, "mean": 1, "sum": 2}[call.case.reduction]
-    settings = loss, params, call.case.label_smoothing, call.case.z_loss, call.case.softcap or 0.0, call.case.logit_scale, -100, reduction
+    settings = (
+        about.functor or loss, params, call.case.label_smoothing, call.case.z_loss, call.case.softcap or 0.0, call.case.logit_scale,
+        about.stablemax, -100, reduction,
+    )
     extra = about.logits
     return call.input, target, weight, settings, (False, extra, extra, call.input.dtype)
 

@@ -593,9 +593,9 @@ def test_without_a_driver_a_launch_says_so():
 
     with pytest.raises(RuntimeError, match="a CUDA kernel did not start: (CUDA driver version is insufficient|no CUDA-capable device)"):
         _cuda.row_backward(
-            "nll", 0, False, (1, 1, 1, 1, 1, 0, 0), [], (0.0, 0.0, 0.0, 1.0, -100, 2), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0
+            "nll", 0, False, (1, 1, 1, 1, 1, 0, 0), [], (0.0, 0.0, 0.0, 1.0, False, -100, 2), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0
         )
     with pytest.raises(RuntimeError, match="no row loss named nothing"):
         _cuda.row_backward(
-            "nothing", 0, False, (1, 1, 1, 1, 1, 0, 0), [], (0.0, 0.0, 0.0, 1.0, -100, 2), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0
+            "nothing", 0, False, (1, 1, 1, 1, 1, 0, 0), [], (0.0, 0.0, 0.0, 1.0, False, -100, 2), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0
         )

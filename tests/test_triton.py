@@ -204,7 +204,7 @@ def test_launchers_read_no_data(monkeypatch, soft):
     monkeypatch.setattr(launch, "run", lambda kernel, *_, **__: launched.append(kernel))
     input = torch.empty(6, 50, device="meta")
     target = input if soft else torch.empty(6, dtype=torch.int64, device="meta")
-    settings = "cross_entropy", [], 0.1, 1e-3, 5.0, 1.0, -100, row.REDUCTIONS["mean"]
+    settings = "cross_entropy", [], 0.1, 1e-3, 5.0, 1.0, False, -100, row.REDUCTIONS["mean"]
     loss, stats, divisor, entropy, _ = row.row_forward(input, target, input[0], *settings, True, True, True, torch.float32)
     row.row_backward(loss, stats[0], stats[0], input, target, input[0], stats, divisor, entropy, *settings)
     row.row_backward_(loss, stats[0], stats[0], input, target, input[0], stats, divisor, entropy, *settings)

@@ -30,12 +30,17 @@ bool contiguous(const RowCall& c) { return c.inner == 1 && c.class_stride == 1; 
 template <class A>
 struct Transform {
   A scale, cap;
-  explicit Transform(const RowCall& c) : scale(c.logit_scale), cap(c.softcap) {}
-  bool identity() const { return cap == 0 && scale == 1; }
+  bool stablemax;
+  explicit Transform(const RowCall& c) : scale(c.logit_scale), cap(c.softcap), stablemax(c.stablemax) {}
+  bool identity() const { return !stablemax && cap == 0 && scale == 1; }
   template <class V>
-  V apply(V x) const { return cap != 0 ? V(cap) * tanh(x * V(scale / cap)) : x * V(scale); }
+  V apply(V x) const {
+    if (stablemax) return symlog(x * V(scale));
+    return cap != 0 ? V(cap) * tanh(x * V(scale / cap)) : x * V(scale);
+  }
   template <class V>
   V derivative(V z) const {
+    if (stablemax) return V(scale) * exp(V(0) - abs(z));
     if (cap == 0) return V(scale);
     const V t = z * V(1 / cap);
     return V(scale) * (V(1) - t * t);

@@ -28,6 +28,7 @@ struct Settings {
   c10::string_view functor;
   at::ArrayRef<double> params;
   double label_smoothing, z_loss, softcap, logit_scale;
+  bool stablemax;
   int64_t ignore_index, reduction;
 };
 
@@ -66,6 +67,7 @@ RowCall describe(const Tensor& input, const Tensor& target, const OptionalTensor
   call.z_loss = s.z_loss;
   call.softcap = s.softcap;
   call.logit_scale = s.logit_scale;
+  call.stablemax = s.stablemax;
   call.ignore_index = s.ignore_index;
   call.reduction = static_cast<int>(s.reduction);
   return call;
@@ -146,12 +148,12 @@ void reduce(const RowCall& call, bool soft, int64_t counted, Tensor& loss) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(
     const Tensor& input, const Tensor& target_, const OptionalTensor& weight, c10::string_view functor, at::ArrayRef<double> params,
-    double label_smoothing, double z_loss, double softcap, double logit_scale, int64_t ignore_index, int64_t reduction, bool zero_empty,
-    bool want_entropy, bool want_accuracy, at::ScalarType dtype) {
+    double label_smoothing, double z_loss, double softcap, double logit_scale, bool stablemax, int64_t ignore_index, int64_t reduction,
+    bool zero_empty, bool want_entropy, bool want_accuracy, at::ScalarType dtype) {
   const bool soft = target_.is_floating_point();
   const Tensor target = soft ? target_ : target_.contiguous();
   RowCall call = describe(
-      input, target, weight, {functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction});
+      input, target, weight, {functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction});
   const int index = functor_index("row", kRowLosses, functor);
   const Scalar scalar = scalar_of(input);
   const int64_t rows = call.outer * call.inner, counted = soft ? rows : count_labels(call);
@@ -207,11 +209,11 @@ void backward_into(
 #define FASTLOSS_BACKWARD_ARGS(INPUT) \
   const OptionalTensor &grad_loss, const OptionalTensor &grad_lse, const OptionalTensor &grad_entropy, INPUT input, const Tensor &target, \
       const OptionalTensor &weight, const Tensor &stats, const Tensor &divisor, const OptionalTensor &entropy, c10::string_view functor, \
-      at::ArrayRef<double> params, double label_smoothing, double z_loss, double softcap, double logit_scale, int64_t ignore_index, \
-      int64_t reduction
+      at::ArrayRef<double> params, double label_smoothing, double z_loss, double softcap, double logit_scale, bool stablemax, \
+      int64_t ignore_index, int64_t reduction
 #define FASTLOSS_BACKWARD_VALUES \
   grad_loss, grad_lse, grad_entropy, input, target, weight, stats, divisor, entropy, { \
-    functor, params, label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction \
+    functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction \
   }
 
 Tensor row_backward(FASTLOSS_BACKWARD_ARGS(const Tensor&)) {

@@ -34,8 +34,8 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 // outer, classes, inner, outer stride, class stride, target's two strides
 using Shape = std::array<int64_t, 7>;
-// label_smoothing, z_loss, softcap, logit_scale, ignore_index, reduction
-using Options = std::tuple<double, double, double, double, int64_t, int>;
+// label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction
+using Options = std::tuple<double, double, double, double, bool, int64_t, int>;
 
 template <class Call>
 Call with_params(const std::vector<double>& params) {
@@ -53,7 +53,7 @@ RowCall describe(const Shape& shape, const std::vector<double>& params, const Op
   call.weight = pointer(weight);
   std::tie(call.outer, call.classes, call.inner, call.outer_stride, call.class_stride, call.target_outer_stride,
            call.target_class_stride) = std::tuple_cat(shape);
-  std::tie(call.label_smoothing, call.z_loss, call.softcap, call.logit_scale, call.ignore_index, call.reduction) = options;
+  std::tie(call.label_smoothing, call.z_loss, call.softcap, call.logit_scale, call.stablemax, call.ignore_index, call.reduction) = options;
   return call;
 }
 

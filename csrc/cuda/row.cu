@@ -12,6 +12,7 @@ struct Settings {
   A params[kMaxParams];
   A keep, spread;  // target distribution q = keep * target + spread
   A z_loss, softcap, inverse_softcap, logit_scale;
+  bool stablemax;
   int64_t rows;
   int lanes;  // that share a row
   A* partial;
@@ -21,10 +22,11 @@ template <bool kPlain, class A>
 __device__ __forceinline__ A transform(A x, const Settings<A>& s) {
   const A z = x * s.logit_scale;
   if constexpr (kPlain) return z;
+  if (s.stablemax) return symlog(z);
   return s.softcap == A(0) ? z : s.softcap * tanh(z * s.inverse_softcap);
 }
 
-// kPlain: no softcap, no label smoothing, no entropy; hard targets.
+// kPlain: no softcap, no stablemax, no label smoothing, no entropy; hard targets.
 template <class T, class F, bool kSoft, bool kPlain, class Layout>
 __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
@@ -208,6 +210,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall cal
           dz += g * (share * F::eval(l, s.params).derivative);
         }
         if (any) dz *= s.logit_scale;
+        if (!kPlain && any && s.stablemax) dz *= exp(-abs(z));
         if (!kPlain && any && s.softcap != A(0)) {
           const A unit = z * s.inverse_softcap;
           dz *= A(1) - unit * unit;
@@ -235,6 +238,7 @@ Settings<A> settings(const RowCall& call, const RowLaunch& launch, int64_t pack)
   s.softcap = static_cast<A>(call.softcap);
   s.inverse_softcap = call.softcap == 0.0 ? A(0) : static_cast<A>(1.0 / call.softcap);
   s.logit_scale = static_cast<A>(call.logit_scale);
+  s.stablemax = call.stablemax != 0;
   s.rows = call.outer * call.inner;
   s.partial = static_cast<A*>(launch.partial);
   s.lanes = !contiguous(call, launch) ? 1 : call.classes <= kWarpPacks * pack ? kLanes : kThreads;
@@ -263,7 +267,7 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
 
 template <class F>
 void choose(bool forward, const RowCall& call, const RowLaunch& launch) {
-  const bool plain = call.softcap == 0.0 && call.label_smoothing == 0.0 && !call.entropy && !call.grad_entropy;
+  const bool plain = call.softcap == 0.0 && !call.stablemax && call.label_smoothing == 0.0 && !call.entropy && !call.grad_entropy;
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
     if (launch.soft) return run<T, F, true, false>(forward, call, launch);

@@ -9,7 +9,7 @@ from .._checks import reduction_from_legacy
 from ..registry import register
 from ..row import row_loss
 
-__all__ = ["cross_entropy", "nll_loss", "softmax_focal_loss"]
+__all__ = ["cross_entropy", "nll_loss", "softmax_focal_loss", "stablemax_cross_entropy"]
 
 
 @register(
@@ -231,3 +231,76 @@ def softmax_focal_loss(
         "softmax_focal", (float(gamma),), input, target, weight, ignore_index, reduction, backend=backend, mean_of_rows=True
     )
     return loss if alpha is None or weight is not None else alpha * loss
+
+
+@register(
+    "row",
+    point=lambda log_prob: -log_prob,
+    formula="-w_y log(s(x_y) / sum_c s(x_c)), s(x) = x + 1 for x >= 0, else 1 / (1 - x)",
+    source="Prieto et al. 2025, equations 4 and 5",
+    name="stablemax_cross_entropy",
+    functor="cross_entropy",
+    stablemax=True,
+)
+def stablemax_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_accuracy: bool = False,
+    inplace: bool = False,
+    empty: str = "nan",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Cross-entropy of stablemax, a softmax with a function in place of the exponential that grows only linearly.
+
+    .. math:: \ell = -\log \frac{s(x_t)}{\sum_c s(x_c)}, \qquad
+        s(x) = \begin{cases} x + 1 & x \ge 0 \\ 1 / (1 - x) & x < 0 \end{cases}
+
+    It is :func:`cross_entropy` of :math:`z = \operatorname{sign}(x) \log(1 + |x|)`, since :math:`s(x) = e^z`, and has its options. The
+    gradient of confident rows fades as :math:`1 / (1 + |x|)` instead of exponentially, and nothing overflows.
+
+    Args:
+        input: logits; float32, float64, bfloat16 or float16, any strides.
+        target: class indices (int64 or uint8) in ``[0, C)`` or ``ignore_index``, or class probabilities of `input`'s shape.
+        weight: a weight for each class, of `input`'s dtype. Default: 1.
+        ignore_index: target that marks a row as not counting: loss 0, gradient 0. Not with probabilities. Default: -100.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, as for :func:`cross_entropy`. Default: ``"mean"``.
+        label_smoothing: :math:`\alpha \in [0, 1]`, spread over all classes. Default: 0.
+        z_loss: factor of the squared :math:`\log \sum_c s(x_c)`, added to each row that counts. Default: 0.
+        logit_scale: factor on the logits. Default: 1.
+        return_lse, return_entropy, return_accuracy: also return, for each row, :math:`\log \sum_c s(x_c)`, the entropy of stablemax
+            in nats, and 1 if no logit is larger than the target's.
+        inplace, empty, backend: as for :func:`cross_entropy`.
+
+    Returns:
+        As :func:`cross_entropy`.
+
+    Shape:
+        - input: :math:`(C)`, :math:`(N, C)` or :math:`(N, C, d_1, \dots, d_K)`
+        - target: :math:`()`, :math:`(N)` or :math:`(N, d_1, \dots, d_K)` indices, or `input`'s shape
+        - loss: scalar, or the shape of index targets for ``reduction="none"``
+
+    Raises:
+        As :func:`cross_entropy`.
+
+    Source:
+        Prieto et al. 2025, "Grokking at the edge of numerical stability", equations 4 and 5.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.stablemax_cross_entropy(torch.tensor([[3.0, -1.0, 0.0]]), torch.tensor([0]))  # s(x) is 4, 1/2 and 1
+        tensor(0.3185)
+    """
+    return row_loss(
+        "stablemax_cross_entropy", (), input, target, weight, ignore_index, reduction, label_smoothing, z_loss, None, logit_scale,
+        return_lse, return_entropy, return_accuracy, inplace, empty, backend,
+    )
