@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from fastloss import functional as F
 from fastloss.cases import Case
 from fastloss.functional import cross_entropy
 from fastloss.oracle import EXTRAS, check, evaluate, make_upstream, same_bits
@@ -169,6 +170,48 @@ def test_forced_instruction_sets(name):
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", FORCED, name], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.endswith("agreed\n"), done.stdout + done.stderr
+
+
+# Of a hundred million elements in 16 bits: the loss, its operands, and the same in float64 from sums over pieces.
+COUNT = 10**8
+LONG = {
+    "mse": lambda x, t: (x - t).square().sum(),
+    "sigmoid_focal": lambda x, t: F.sigmoid_focal_loss(x, t, reduction="sum", backend="eager"),
+    "binary_cross_entropy_with_logits": lambda x, t: torch.nn.functional.binary_cross_entropy_with_logits(x, t, reduction="sum"),
+    "dice": lambda x, t: torch.stack([(torch.sigmoid(x) * t).sum(), (torch.sigmoid(x) + t).sum()]),
+    "lovasz_hinge": None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.bfloat16 if i % 2 else torch.float16) for i, name in enumerate(LONG)], ids=list(LONG)
+)
+def test_a_hundred_million_elements(name, dtype):
+    """Sums of as many numbers as no 16-bit and no single float32 accumulator can count, with saturated ones among them."""
+    some = torch.randn(COUNT // 100)
+    some[::1000] = 60000.0 if dtype == torch.float16 and name != "mse" else 100.0
+    x = some.to(dtype).repeat(100)
+    t = (torch.rand(COUNT // 100) < 0.25).to(dtype).repeat(100)
+    x.requires_grad_()
+    if name == "lovasz_hinge":
+        value = F.lovasz_hinge_loss(x.view(1, 10**4, 10**4), t.view(1, 10**4, 10**4).to(torch.int8), backend="cpu")
+        # Equal errors share one place in the order, so that a hundred copies of an image have the loss of one.
+        one = x.detach()[: COUNT // 100].double().view(1, 1000, 1000)
+        wanted = F.lovasz_hinge_loss(one, t[: COUNT // 100].view(1, 1000, 1000).to(torch.int8), backend="eager")
+    else:
+        wanted = 100 * LONG[name](x.detach()[: COUNT // 100].double(), t[: COUNT // 100].double())
+        if name == "dice":
+            value = F.dice_loss(x.view(1, 1, -1), t.view(1, 1, -1), activation="sigmoid", backend="cpu")
+            wanted = 1 - (2 * wanted[0] + 1e-5) / (wanted[1] + 1e-5)
+        else:
+            value = getattr(F, LOSSES[name].function.__name__)(x, t, reduction="mean", backend="cpu")
+            wanted = wanted / COUNT
+    (grad,) = torch.autograd.grad(value, x)
+    rounding = torch.finfo(dtype).eps if value.dtype == dtype else 1e-5
+    assert value.isfinite() and abs(value.double() - wanted) <= rounding * abs(wanted)
+    assert grad.dtype == dtype and grad.isfinite().all()
+    assert name == "lovasz_hinge" or same_bits(grad[: COUNT // 100], grad[-COUNT // 100 :])  # of equal errors the first counts most
 
 
 @pytest.mark.huge
