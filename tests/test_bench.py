@@ -32,7 +32,7 @@ def _load_bench() -> None:
 _load_bench()
 
 from bench import __main__ as command  # noqa: E402
-from bench import report, rivals, worker  # noqa: E402
+from bench import report, rivals, scaling, worker  # noqa: E402
 from bench.workloads import WORKLOADS, Workload  # noqa: E402
 
 ENGINE = None
@@ -267,3 +267,33 @@ def test_readme_lists_every_loss():
     assert readme.replace_part(text, "losses", readme.loss_table()) == text, "run python -m bench.readme"
     with pytest.raises(ValueError, match="no part"):
         readme.replace_part(text, "nothing", "")
+
+
+def test_slope_of_cost_over_floor():
+    assert scaling.slope([3.0, 6.0, 12.0], [1.0, 2.0, 4.0]) == pytest.approx(1)
+    assert scaling.slope([1.0, 4.0, 16.0], [1.0, 2.0, 4.0]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("name", scaling.SERIES)
+def test_series_grow(name):
+    case, tail, sizes = scaling.SERIES[name]
+    assert sizes == sorted(set(sizes)) and len(sizes) >= 4
+    smallest = replace(WORKLOADS[case], shape=(sizes[0], *tail))
+    assert 2**14 <= smallest.elements <= 2**16
+    value = smallest.our_call(*smallest.tensors())
+    assert value.isfinite()
+
+
+def test_scaling_of_one_loss(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(scaling.SERIES, "mse", ("mse fp32 2^23", (), [2**10, 2**12, 2**14]))
+    monkeypatch.setattr(scaling, "SECONDS", 0.0)
+    rows = [scaling.measure("mse")]
+    assert rows[0]["floor_ms"] == sorted(rows[0]["floor_ms"]) and all(ms > 0 for ms in rows[0]["ms"]) and rows[0]["threads_speedup"] > 0
+    done = subprocess.CompletedProcess([], 0, stdout=f"noise\n{json.dumps(rows)}\n", stderr="")
+    monkeypatch.setattr(scaling.subprocess, "run", lambda *args, **keywords: done)
+    assert scaling.main(["mse", "--json", str(tmp_path / "rows.json")]) == 0
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows and "mse" in capsys.readouterr().out
+    done.returncode, done.stderr = 1, "no memory"
+    assert scaling.main(["mse"]) == 1 and "no memory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scaling.main(["absent"])
