@@ -24,7 +24,7 @@ INSTRUCTION_SETS = {
         "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c",
     ],
 }
-ENGINES = ("row", "elementwise", "overlap", "box", "sort", "pair")
+ENGINES = ("row", "elementwise", "overlap", "box", "sort", "pair", "divergence")
 CPU_ENGINES = (*ENGINES, "margin", "triplets")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 

@@ -226,6 +226,21 @@ def dense_segmentation(name: str, input: Tensor, target: Tensor, reduction: str)
     return torch.float32 if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64 else input.dtype
 
 
+def logit_rows(name: str, input: Tensor, target: Tensor) -> torch.dtype:
+    """Check two sets of rows of logits (..., C); gives the dtype of the loss."""
+    for argument, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOATING:
+            raise NotImplementedError(f"{name}: {argument} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    if target.device != input.device:
+        raise RuntimeError(f"{name}: expected all tensors on one device, but input is on {input.device} and target on {target.device}")
+    if not input.shape or target.shape != input.shape:
+        raise ValueError(f"{name}: expected input and target of one shape (..., C), got {tuple(input.shape)} and {tuple(target.shape)}")
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    return torch.float32 if autocast(input) and dtype != torch.float64 else dtype
+
+
 def boxes(name: str, boxes1: Tensor, boxes2: Tensor, pairs: bool = False) -> tuple[torch.dtype, torch.Size]:
     """Check two sets of boxes; gives the dtype to compute in and the shape of the losses.
 

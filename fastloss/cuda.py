@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, box, elementwise, overlap, pair, row
+from . import _checks, box, divergence, elementwise, overlap, pair, row
 from .elementwise import MAX_DIMS, divided_by
 from .engine import REDUCTIONS, accumulate_dtype, library
 from .sort import DeviceCall, Settings, device_call, sorted_forward
@@ -332,6 +332,38 @@ class _Extension:
                 plan.backward(by_set[role], _address(sums), by_bias[role])
         return made
 
+    def divergence_forward(
+        self, first, second, centre, weight, functor, params, first_scale, second_scale, factor, reduction, zero_empty, dtype
+    ):
+        loss, stats, divisor = divergence.forward_outputs(first, reduction, dtype)
+        each = reduction == REDUCTIONS["none"]
+        row_loss = None if not each else loss if dtype == stats.dtype else loss.new_empty(loss.shape, dtype=stats.dtype)
+        partial = stats.new_empty(2 * self.module.MAX_BLOCKS)
+        given = [_address(t) for t in (first, second, centre, weight, stats, divisor)]
+        stream, device = self._on(first)
+        with device:
+            self.module.divergence_forward(
+                functor, _SCALARS[first.dtype], (*first.shape, first.stride(0), second.stride(0)), given, params,
+                (first_scale, second_scale, factor, reduction, zero_empty), _address(row_loss), 0 if each else _address(loss),
+                _SCALARS[dtype], _address(partial), stream,
+            )
+        return loss if row_loss is None or row_loss is loss else row_loss.to(dtype), stats, divisor
+
+    def divergence_backward(
+        self, grad_loss, first, second, centre, weight, stats, divisor, functor, params, first_scale, second_scale, factor, reduction,
+        zero_empty, dtype, *wanted,
+    ):
+        grads = divergence.gradients(first, second, wanted)
+        given = [_address(t) for t in (first, second, centre, weight, stats, divisor)]
+        stream, device = self._on(first)
+        with device:
+            self.module.divergence_backward(
+                functor, _SCALARS[first.dtype], (*first.shape, first.stride(0), second.stride(0)), given, params,
+                (first_scale, second_scale, factor, reduction, zero_empty), _address(grad_loss),
+                *(_address(grad) if want else 0 for grad, want in zip(grads, wanted)), stream,
+            )
+        return grads
+
 
 def _terms(settings: pair.Settings) -> list[tuple[list[int], list[float]]]:
     """Functor, reduce, mask and side of each term, and its constants."""
@@ -372,7 +404,7 @@ class _SortKernels:
 _OPS = (
     "row_forward", "row_backward", "row_backward_", "elementwise_forward", "elementwise_backward",
     "overlap_forward", "overlap_backward", "box_forward", "box_backward", "box_pairs_forward", "box_pairs_backward",
-    "sort_forward", "sort_backward", "pair_forward", "pair_backward",
+    "sort_forward", "sort_backward", "pair_forward", "pair_backward", "divergence_forward", "divergence_backward",
 )
 
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from ._backends import BACKENDS, unavailable
 from . import box_cases
 from . import distance_cases as distance
+from . import divergence_cases as divergence
 from . import elementwise_cases as elementwise
 from . import overlap_cases as overlap
 from . import pair_cases as pair
@@ -33,6 +34,7 @@ from . import sort_cases as sort
 from .box_cases import BoxCase
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
 from .distance_cases import DistanceCase
+from .divergence_cases import DivergenceCase
 from .elementwise_cases import ElementwiseCase
 from .overlap_cases import OverlapCase
 from .oracle import check, eager, keywords, named_outputs
@@ -251,10 +253,30 @@ def _pair_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool)
     return PairCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
 
 
+@st.composite
+def _divergence_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> DivergenceCase:
+    about = LOSSES[loss]
+    most = 300 if small else MOST_ELEMENTS
+    classes = min(draw(st.sampled_from(CLASSES + MANY_CLASSES)), most)
+    rows = [draw(st.sampled_from(SIZES)) for _ in range(draw(st.sampled_from((1, 1, 0, 2))))]
+    rows = [min(n, max(most // classes, 1)) for n in rows[:1]] + [min(n, 3) for n in rows[1:]]
+    chosen: dict = {"loss": loss, "shape": (*rows, classes), "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(divergence.VALUES, "normal")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["rows"] = draw(st.sampled_from(_weighted(divergence.ROWS, "all")))
+    chosen["center"] = draw(st.booleans())
+    chosen["reduction"] = draw(st.sampled_from(("mean", "none", "sum")))
+    chosen["gradients"] = draw(st.sampled_from(("input", "all")))
+    drawn = {name: draw(_param(*bounds)) for name, bounds in about.params.items()}
+    drawn |= {name: draw(st.sampled_from(values)) for name, values in about.choices.items()}
+    return DivergenceCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
+
+
 ENGINES = {
     "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
     "box": (_box_cases, BoxCase), "sort": (_sort_cases, SortCase), "distance": (_distance_cases, DistanceCase),
-    "plain": (_plain_cases, PlainCase), "pair": (_pair_cases, PairCase),
+    "plain": (_plain_cases, PlainCase), "pair": (_pair_cases, PairCase), "divergence": (_divergence_cases, DivergenceCase),
 }
 
 

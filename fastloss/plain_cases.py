@@ -120,6 +120,10 @@ class PlainCall(NamedCall):
         for name, grad in zip(leaves, found):
             share = float(upstream["loss"].double().abs().amax()) / leaves[name].numel() if value.numel() and leaves[name].numel() else 0.0
             result[name] = (float(grad.abs().max()) if grad is not None and grad.numel() else 0.0) + share
+        if self.case.loss in TERMS:
+            terms = TERMS[self.case.loss](wide.by_name, **dict(self.case.params))
+            largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
+            result |= {name: size + terms * (1.0 if name == "loss" else largest) for name, size in result.items() if name in ("loss", *leaves)}
         return result
 
 
@@ -129,6 +133,15 @@ def _label_list(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     ends = (torch.rand(shape[:-1], generator=generator) * (shape[-1] + 1)).long().unsqueeze(-1)
     return torch.where(torch.arange(shape[-1]) == ends, -1, order)
 
+
+def _logits(tensors: Mapping[str, Tensor], temperature: float, **choices) -> float:
+    """How large log-probabilities of either side are, softened and scaled back."""
+    student = tensors["input"].detach().abs() @ tensors["linear_weight"].abs().t()
+    return max(temperature, 1.0) ** 2 * (float(student.max() + tensors["target"].abs().max()) / temperature + 4.0)
+
+
+# Losses that are differences of larger terms: how large those are.
+TERMS: dict[str, Callable[..., float]] = {"linear_distillation": _logits}
 
 # Tensors of integers, which are not differentiated.
 INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
@@ -144,6 +157,8 @@ OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = 
     "log variance": (lambda shape: (shape[0], 5), "rate"),
     "even": (lambda shape: (*shape[:-1], 2 * shape[-1]), "real"),
     "several": (lambda shape: (shape[0], 3, shape[1]), "real"),
+    "head": (lambda shape: (7, shape[-1]), "real"),  # of a linear layer, and its results
+    "head scores": (lambda shape: (*shape[:-1], 7), "real"),
     "row scores": (lambda shape: (shape[0], 3), "real"),
     "row score": (lambda shape: shape[:-1], "real"),
     "row label": (lambda shape: shape[:-1], "binary"),

@@ -10,6 +10,6 @@ import triton
 # Triton decides when a kernel is defined, so the answer holds for the life of the process.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-from . import box, elementwise, overlap, pair, row, sort  # noqa: E402  the kernels are defined by this import
+from . import box, divergence, elementwise, overlap, pair, row, sort  # noqa: E402  the kernels are defined by this import
 
-__all__ = ["INTERPRETED", "box", "elementwise", "overlap", "pair", "row", "sort"]
+__all__ = ["INTERPRETED", "box", "divergence", "elementwise", "overlap", "pair", "row", "sort"]

@@ -90,6 +90,15 @@ PAIR: dict[tuple[str, int], tuple[tuple[int | None, int, int, int, int, int, int
     ("backward", 8): ((None, 16, 16, 16, 16, 128, 1),),
 }
 
+# The divergence kernels: (classes at the most, rows, classes of a tile, threads). Two rows are read at once, so a thread has half of what
+# it has in TUNING. None has been timed on a GPU yet.
+DIVERGENCE: dict[str, tuple[tuple[int | None, int, int, int], ...]] = {
+    "contiguous_half": ((32, 64, 32, 256), (256, 8, 256, 256), (None, 1, 2048, 256)),
+    "contiguous_single": ((32, 32, 32, 256), (256, 4, 256, 256), (None, 1, 1024, 256)),
+    "contiguous_double": ((32, 8, 32, 128), (None, 1, 512, 256)),
+}
+
+
 def layout_class(contiguous: bool, dtype: torch.dtype, channels_last: bool = False) -> str:
     """The key of a problem in the tables."""
     layout = "channels_last" if channels_last else "contiguous" if contiguous else "strided"

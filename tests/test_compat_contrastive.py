@@ -35,6 +35,9 @@ SIGNATURES = {
         "DCLWLoss": {"temperature": 0.1, "sigma": 0.5} | GATHER,
         "VICRegLoss": {"lambda_param": 25.0, "mu_param": 25.0, "nu_param": 1.0, **GATHER, "eps": 0.0001},
         "BarlowTwinsLoss": {"lambda_param": 5e-3} | GATHER,
+        "DINOLoss": {"output_dim": 65536, "warmup_teacher_temp": 0.04, "teacher_temp": 0.04, "warmup_teacher_temp_epochs": 30,
+                     "student_temp": 0.1, "center_momentum": 0.9, "center_mode": "mean"},
+        "IBOTPatchLoss": {"output_dim": ANY, "teacher_temp": 0.04, "student_temp": 0.1, "center_mode": "mean", "center_momentum": 0.9},
         "KoLeoLoss": {"p": 2, "eps": 1e-8, "topk": 1, "group_size": None} | GATHER,
     },
     st: {
@@ -234,6 +237,44 @@ def test_lightly():
     torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
     torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(wanted, x), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(lightly.KoLeoLoss(group_size=3)(x), (koleo(x[:3]) + koleo(x[3:])) / 2, rtol=1e-6, atol=0)
+
+
+def test_lightlys_dino():
+    """Two steps, the second with the centre that the first one left."""
+    teachers, students = leaves((5, 7), (5, 7)), leaves((5, 7), (5, 7), (5, 7))
+    loss = lightly.DINOLoss(7, warmup_teacher_temp=0.1, teacher_temp=0.3, warmup_teacher_temp_epochs=3, student_temp=0.2).double()
+
+    def definition(center, temperature):
+        q = [torch.softmax((t.detach() - center) / temperature, -1) for t in teachers]
+        pairs = [(q[t], s) for t in range(2) for i, s in enumerate(students) if i != t]
+        return -torch.stack([(q * F.log_softmax(s / 0.2, -1)).sum(-1).mean() for q, s in pairs]).mean()
+
+    center = torch.zeros(7, dtype=torch.float64)
+    for step, (options, temperature) in enumerate((({"epoch": 1}, 0.2), ({}, 0.3), ({"epoch": 5}, 0.3), ({"teacher_temp": 0.5}, 0.5))):
+        agree(lambda *s: loss([t.detach() for t in teachers], list(s), **options), lambda *s: definition(center, temperature), students)
+        center = 0.9 * center + 0.1 * torch.cat(teachers).mean(0).detach()
+        torch.testing.assert_close(loss.center.flatten(), center, msg=str(step))
+    assert list(loss.state_dict()) == ["center"] and loss.center.shape == (1, 1, 7)
+    with pytest.raises(ValueError, match="Unknown mode 'median'"):
+        lightly.DINOLoss(7, center_mode="median")
+
+
+def test_lightlys_ibot():
+    mask = torch.rand(3, 4, 2) < 0.4
+    mask[1] = False
+    (student,) = leaves((int(mask.sum()), 6))
+    teacher = torch.randn_like(student)
+    loss = lightly.IBOTPatchLoss(6, 0.3, 0.2).double()
+    loss.center.center += 0.5
+
+    def definition(s):
+        rows = -(torch.softmax((teacher - 0.5) / 0.3, -1) * F.log_softmax(s / 0.2, -1)).sum(-1)
+        image = mask.nonzero()[:, 0]
+        return sum(rows[image == b].mean() for b in (0, 2)) / 3
+
+    agree(lambda s: loss(teacher, s, mask), definition, (student,))
+    torch.testing.assert_close(loss.center.value[0], 0.9 * 0.5 + 0.1 * teacher.mean(0))
+    assert list(loss.state_dict()) == ["center.center"]
 
 
 def test_lightlys_memory_bank():

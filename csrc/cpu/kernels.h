@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../box.h"
+#include "../divergence.h"
 #include "../elementwise.h"
 #include "../margin.h"
 #include "../overlap.h"
@@ -90,6 +91,10 @@ void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, con
 void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
 void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
 
+// The divergence engine's is cut into ranges of rows.
+void divergence_forward(const DivergenceCall&, Scalar, int functor, int64_t begin, int64_t end);
+void divergence_backward(const DivergenceCall&, Scalar, int functor, int64_t begin, int64_t end);
+
 // Sums over triplets are cut into ranges of rows.
 void triplets(const TripletsCall&, Scalar, int64_t begin, int64_t end);
 
@@ -119,6 +124,8 @@ struct Kernels {
   decltype(&kernel::pair_turn) pair_turn;
   decltype(&kernel::pair_add) pair_add;
   decltype(&kernel::triplets) triplets;
+  decltype(&kernel::divergence_forward) divergence_forward;
+  decltype(&kernel::divergence_backward) divergence_backward;
 };
 
 }  // namespace fastloss

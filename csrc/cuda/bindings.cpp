@@ -20,6 +20,8 @@ namespace {
 using fastloss::BoxCall;
 using fastloss::BoxLaunch;
 using fastloss::BoxPairsCall;
+using fastloss::DivergenceCall;
+using fastloss::DivergenceLaunch;
 using fastloss::ElementwiseCall;
 using fastloss::ElementwiseLaunch;
 using fastloss::OverlapCall;
@@ -250,6 +252,53 @@ void box_pairs_backward(const std::string& functor, int scalar, int64_t rows, in
   fastloss::box_pairs_backward(call, {functor.c_str(), static_cast<fastloss::Scalar>(scalar), nullptr, pointer(stream)});
 }
 
+// rows, classes and the row strides of both sides
+using SidesShape = std::array<int64_t, 4>;
+// first side, second side, centre, weight, stats, divisor
+using SidesAddresses = std::array<Address, 6>;
+// first scale, second scale, factor, reduction, zero_empty
+using SidesOptions = std::tuple<double, double, double, int, bool>;
+
+DivergenceCall describe(const SidesShape& shape, const SidesAddresses& given, const std::vector<double>& params,
+                        const SidesOptions& options) {
+  auto call = with_params<DivergenceCall>(params);
+  std::tie(call.rows, call.classes, call.first_stride, call.second_stride) = std::tuple_cat(shape);
+  call.first = pointer(given[0]);
+  call.second = pointer(given[1]);
+  call.centre = pointer(given[2]);
+  call.weight = pointer(given[3]);
+  call.stats = pointer(given[4]);
+  call.divisor = pointer(given[5]);
+  std::tie(call.first_scale, call.second_scale, call.factor, call.reduction, call.zero_empty) = options;
+  return call;
+}
+
+void divergence_forward(const std::string& functor, int scalar, const SidesShape& shape, const SidesAddresses& given,
+                        const std::vector<double>& params, const SidesOptions& options, Address row_loss, Address loss, int loss_scalar,
+                        Address partial, Address stream) {
+  DivergenceCall call = describe(shape, given, params, options);
+  call.row_loss = pointer(row_loss);
+  const DivergenceLaunch launch{functor.c_str(), static_cast<fastloss::Scalar>(scalar), pointer(loss),
+                                static_cast<fastloss::Scalar>(loss_scalar), pointer(partial), pointer(stream)};
+  const pybind11::gil_scoped_release release;
+  fastloss::divergence_forward(call, launch);
+}
+
+void divergence_backward(const std::string& functor, int scalar, const SidesShape& shape, const SidesAddresses& given,
+                         const std::vector<double>& params, const SidesOptions& options, Address grad_loss, Address grad_first,
+                         Address grad_second, Address stream) {
+  DivergenceCall call = describe(shape, given, params, options);
+  call.grad_loss = pointer(grad_loss);
+  call.grad_first = pointer(grad_first);
+  call.grad_second = pointer(grad_second);
+  DivergenceLaunch launch{};
+  launch.functor = functor.c_str();
+  launch.scalar = static_cast<fastloss::Scalar>(scalar);
+  launch.stream = pointer(stream);
+  const pybind11::gil_scoped_release release;
+  fastloss::divergence_backward(call, launch);
+}
+
 using OwnAndOther = std::array<Address, 2>;
 
 // The pair engine's call for the rows of one set, to which terms are added.
@@ -370,6 +419,8 @@ PYBIND11_MODULE(FASTLOSS_MODULE, module) {
   module.def("box_backward", box_backward);
   module.def("box_pairs_forward", box_pairs_forward);
   module.def("box_pairs_backward", box_pairs_backward);
+  module.def("divergence_forward", divergence_forward);
+  module.def("divergence_backward", divergence_backward);
   module.attr("SORT_TILE") = fastloss::sort_tile();
   const pybind11::call_guard<pybind11::gil_scoped_release> released;
   pybind11::class_<PairPlan>(module, "PairPlan")

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../box.h"
+#include "../divergence.h"
 #include "../elementwise.h"
 #include "../overlap.h"
 #include "../pair.h"
@@ -43,6 +44,15 @@ struct BoxLaunch {
   const char* functor;
   Scalar scalar;
   void* partial;  // forward with a reduction: acc, 2 * max_blocks() entries of scratch
+  void* stream;
+};
+
+struct DivergenceLaunch {
+  const char* functor;
+  Scalar scalar;
+  void* loss;  // forward with a reduction: the scalar result, of type loss_scalar; Reduction::kNone writes call.row_loss
+  Scalar loss_scalar;
+  void* partial;  // forward: acc, 2 * max_blocks() entries of scratch
   void* stream;
 };
 
@@ -89,6 +99,8 @@ void box_forward(const BoxCall& call, const BoxLaunch& launch);
 void box_backward(const BoxCall& call, const BoxLaunch& launch);
 void box_pairs_forward(const BoxPairsCall& call, const BoxLaunch& launch);
 void box_pairs_backward(const BoxPairsCall& call, const BoxLaunch& launch);
+void divergence_forward(const DivergenceCall& call, const DivergenceLaunch& launch);
+void divergence_backward(const DivergenceCall& call, const DivergenceLaunch& launch);
 // pair_forward() may find no other rows, pair_backward() finds some.
 void pair_forward(const PairCall& call, const PairLaunch& launch);
 void pair_backward(const PairCall& call, const PairLaunch& launch);

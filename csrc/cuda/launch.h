@@ -93,5 +93,19 @@ __global__ void __launch_bounds__(kThreads)
   narrow(all.loss / by, *loss);
 }
 
+// One block: adds the partial sums of `blocks` blocks, and divides a mean by the weights that they counted. No loss: it is not kept.
+template <class A, class L>
+__global__ void __launch_bounds__(kThreads)
+    finish_counted_kernel(const A* partial, int blocks, int reduction, bool zero_empty, A* divisor, L* loss) {
+  const Totals<A> all = add_partials(partial, blocks);
+  if (threadIdx.x != 0) return;
+  const bool mean = reduction == static_cast<int>(Reduction::kMean) || reduction == static_cast<int>(Reduction::kRowMean);
+  // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
+  const A nothing = zero_empty ? A(INFINITY) : A(NAN);
+  const A by = !mean ? A(1) : all.count == A(0) ? nothing : all.count;
+  *divisor = by;
+  if (loss) narrow(AccOf<L>(all.loss / by), *loss);
+}
+
 }  // namespace
 }  // namespace fastloss

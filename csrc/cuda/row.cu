@@ -131,20 +131,6 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
   leave_partial(s.partial, loss_sum, count_sum);
 }
 
-// One block: adds the partial sums of `blocks` blocks, and divides.
-template <class A, class L>
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const A* partial, int blocks, int reduction, bool zero_empty, A* divisor, L* loss) {
-  const Totals<A> all = add_partials(partial, blocks);
-  if (threadIdx.x != 0) return;
-  const bool mean = reduction == static_cast<int>(Reduction::kMean) || reduction == static_cast<int>(Reduction::kRowMean);
-  // Over nothing: NaN whatever smoothing or z_loss have added, as in torch; or, divided by infinity, 0.
-  const A nothing = zero_empty ? A(INFINITY) : A(NAN);
-  const A by = !mean ? A(1) : all.count == A(0) ? nothing : all.count;
-  *divisor = by;
-  if (loss) narrow(AccOf<L>(all.loss / by), *loss);
-}
-
 template <class T, class F, bool kSoft, bool kPlain, class Layout>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall call, const Settings<AccOf<T>> s) {
   using A = AccOf<T>;
@@ -259,7 +245,7 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
   if (!forward) return;
   const auto finish = [&](auto* loss) {
     using L = std::remove_pointer_t<decltype(loss)>;
-    start(finish_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(grid.blocks),
+    start(finish_counted_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(grid.blocks),
           call.reduction, call.zero_empty != 0, static_cast<AccOf<T>*>(call.divisor), loss);
   };
   with_type(launch.loss_scalar, [&](auto zero) { finish(static_cast<decltype(zero)*>(launch.loss)); });

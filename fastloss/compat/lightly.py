@@ -6,6 +6,8 @@ Classes, arguments, defaults and call order are lightly's. What differs:
 - :class:`KoLeoLoss` takes the distance of the neighbours themselves (lightly adds `eps` to each difference), and rows that are the same
   have a gradient of 0. It has the Euclidean norm and one neighbour.
 - :class:`VICRegLoss` takes views (batch, features).
+- :class:`DINOLoss` and :class:`IBOTPatchLoss` give no gradient to the teacher's outputs. An update of the centre of
+  :class:`DINOLoss` over several processes weighs every row the same (lightly: every process).
 - The bank of :class:`NTXentLoss` has its features in float32, whatever the dtype of the embeddings, as in lightly.
 """
 
@@ -18,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..functional.dino import between_views
 from ..pair import normalised
+from ..self_distillation import move_center
 
-__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "KoLeoLoss", "NTXentLoss", "VICRegLoss"]
+__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "DINOLoss", "IBOTPatchLoss", "KoLeoLoss", "NTXentLoss", "VICRegLoss"]
 
 
 def _one_process(name: str, gather_distributed: bool) -> None:
@@ -222,3 +226,112 @@ class KoLeoLoss(nn.Module):
             raise ValueError(f"Batch size {len(x)} must be divisible by group size {size}.")
         losses = [F.koleo_loss(group, self.eps, backend=self.backend) for group in x.split(size)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
+def _mode(center_mode: str) -> None:
+    if center_mode != "mean":
+        raise ValueError(f"Unknown mode '{center_mode}'. Valid modes are ['mean'].")
+
+
+class DINOLoss(nn.Module):
+    """lightly's ``DINOLoss``: :func:`fastloss.functional.dino_loss` of all pairs of different views, and an update of the centre.
+
+    Args:
+        output_dim: size of the outputs. Default: 65536.
+        warmup_teacher_temp: the teacher's temperature in epoch 0. Default: 0.04.
+        teacher_temp: the teacher's temperature after the warm-up, and where no epoch is given. Default: 0.04.
+        warmup_teacher_temp_epochs: epochs over which it changes linearly. Default: 30.
+        student_temp: Default: 0.1.
+        center_momentum: Default: 0.9.
+        center_mode: "mean". Default: "mean".
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Attributes:
+        center: a buffer (1, 1, output_dim), zeros at first.
+
+    Raises:
+        ValueError: unknown `center_mode`.
+    """
+
+    def __init__(
+        self, output_dim: int = 65536, warmup_teacher_temp: float = 0.04, teacher_temp: float = 0.04, warmup_teacher_temp_epochs: int = 30,
+        student_temp: float = 0.1, center_momentum: float = 0.9, center_mode: str = "mean", *, backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _mode(center_mode)
+        self.teacher_temp, self.student_temp, self.center_momentum, self.backend = teacher_temp, student_temp, center_momentum, backend
+        self.register_buffer("center", torch.zeros(1, 1, output_dim))
+        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
+        self.teacher_temp_schedule = torch.linspace(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
+
+    def forward(
+        self, teacher_out: list[Tensor], student_out: list[Tensor], teacher_temp: float | None = None, epoch: int | None = None
+    ) -> Tensor:
+        """The mean loss of views (batch, output_dim); the centre moves afterwards."""
+        if teacher_temp is None:
+            warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
+            teacher_temp = float(self.teacher_temp_schedule[epoch]) if warming else self.teacher_temp
+        loss = between_views(
+            "DINOLoss", list(student_out), list(teacher_out), self.center, self.student_temp, teacher_temp, "mean", self.backend
+        )
+        self.update_center(teacher_out)
+        return loss
+
+    def update_center(self, teacher_out: Tensor | Sequence[Tensor]) -> None:
+        """Move the centre towards the mean of outputs (views, batch, output_dim)."""
+        move_center("DINOLoss", self.center, teacher_out, self.center_momentum)
+
+
+class _Center(nn.Module):
+    """The centre (1, features) of :class:`IBOTPatchLoss`, where lightly has it."""
+
+    def __init__(self, features: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(1, features))
+
+    @property
+    def value(self) -> Tensor:
+        """The centre."""
+        return self.center
+
+    def update(self, x: Tensor) -> None:
+        """Move it towards the mean of outputs (rows, features)."""
+        move_center("IBOTPatchLoss", self.center, x, self.momentum)
+
+
+class IBOTPatchLoss(nn.Module):
+    """lightly's ``IBOTPatchLoss``: the loss of masked tokens, every image counting the same, and an update of the centre.
+
+    Args:
+        output_dim: size of the outputs.
+        teacher_temp: Default: 0.04.
+        student_temp: Default: 0.1.
+        center_mode: "mean". Default: "mean".
+        center_momentum: Default: 0.9.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Raises:
+        ValueError: unknown `center_mode`.
+    """
+
+    def __init__(
+        self, output_dim: int, teacher_temp: float = 0.04, student_temp: float = 0.1, center_mode: str = "mean",
+        center_momentum: float = 0.9, *, backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _mode(center_mode)
+        self.teacher_temp, self.student_temperature, self.backend = teacher_temp, student_temp, backend
+        self.center = _Center(output_dim, center_momentum)
+
+    def forward(self, teacher_out: Tensor, student_out: Tensor, mask: Tensor) -> Tensor:
+        """The loss of the outputs (tokens, output_dim) of the tokens that are True in `mask` (batch, height, width)."""
+        loss = F.dino_loss(
+            student_out, teacher_out, self.center.value, self.student_temperature, self.teacher_temp, reduction="none", backend=self.backend
+        )
+        masked = mask.flatten(1).sum(1)
+        # The tokens are in the order of their images; their number is known, so that nothing waits for a count.
+        weight = masked.clamp_min(1).to(loss.dtype).reciprocal().repeat_interleave(masked, output_size=len(student_out))
+        loss = (loss * weight).sum() / len(mask)
+        self.center.update(teacher_out)
+        return loss

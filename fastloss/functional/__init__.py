@@ -1,8 +1,8 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information, likelihood,
-    linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    binary, boxes, calibration, classification, contrastive, decorrelation, dino, distance, distillation, embedding, generative,
+    information, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
@@ -10,12 +10,15 @@ from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .contrastive import *  # noqa: F403
 from .decorrelation import *  # noqa: F403
+from .dino import *  # noqa: F403
 from .distance import *  # noqa: F403
+from .distillation import *  # noqa: F403
 from .embedding import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .information import *  # noqa: F403
 from .likelihood import *  # noqa: F403
 from .linear import *  # noqa: F403
+from .linear_distillation import *  # noqa: F403
 from .lovasz import *  # noqa: F403
 from .margin import *  # noqa: F403
 from .metric import *  # noqa: F403
@@ -30,7 +33,7 @@ __all__ = [
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
         boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation, linear,
+        decorrelation, linear, distillation, dino, linear_distillation,
     )
     for name in family.__all__
 ]

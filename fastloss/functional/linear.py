@@ -164,7 +164,7 @@ def _by_logits(
 ) -> tuple[Tensor, ...]:
     """The loss, and the extra outputs asked for, of logits that are stored, in the dtype that sums are kept in."""
     classes, *places = linear_weight.shape[:-1]
-    x, linear_weight = _as_linear_takes_them(x, linear_weight)
+    x, linear_weight = as_linear_takes_them(x, linear_weight)
     wide = accumulate_dtype(torch.promote_types(x.dtype, target.dtype) if soft else x.dtype)
     with without_autocast(x.device):
         logits = x.to(wide) @ linear_weight.flatten(0, -2).to(wide).t()
@@ -176,7 +176,7 @@ def _by_logits(
     return found if isinstance(found, tuple) else (found,)
 
 
-def _as_linear_takes_them(x: Tensor, linear_weight: Tensor) -> tuple[Tensor, Tensor]:
+def as_linear_takes_them(x: Tensor, linear_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Operands in autocast's dtype where it is on."""
     if not _checks.autocast(x) or x.dtype == torch.float64:
         return x, linear_weight
@@ -198,7 +198,7 @@ def _by_statistics(
     """The loss, and the extra outputs asked for, from statistics of the rows of logits."""
     smoothing, scale = settings["label_smoothing"], float(settings["logit_scale"])
     ignore_index, classes = settings["ignore_index"], linear_weight.shape[0]
-    x, linear_weight = _as_linear_takes_them(x, linear_weight)
+    x, linear_weight = as_linear_takes_them(x, linear_weight)
     wide = accumulate_dtype(torch.promote_types(x.dtype, target.dtype) if soft else x.dtype)
     mixed = soft or (smoothing > 0 and weight is not None)
     if mixed:  # two gradients reach the linear layer: they are added before they are rounded
