@@ -1,10 +1,11 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information, likelihood,
-    linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    binary, bootstrap, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information,
+    language, likelihood, linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
+from .bootstrap import *  # noqa: F403
 from .boxes import *  # noqa: F403
 from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
@@ -15,6 +16,7 @@ from .embedding import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .information import *  # noqa: F403
 from .likelihood import *  # noqa: F403
+from .language import *  # noqa: F403
 from .linear import *  # noqa: F403
 from .lovasz import *  # noqa: F403
 from .margin import *  # noqa: F403
@@ -30,7 +32,7 @@ __all__ = [
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
         boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation, linear,
+        decorrelation, linear, language, bootstrap,
     )
     for name in family.__all__
 ]
