@@ -154,7 +154,8 @@ def test_nano_vlm_is_the_loss_of_the_shifted_sequence(reduction):
 
 
 def test_nano_vlm_over_no_token_is_0():
-    for x, y in ((torch.randn(2, 1, 5), torch.ones(2, 1)), (torch.randn(2, 3, 5), torch.zeros(2, 3)), (torch.randn(2, 0, 5), torch.ones(2, 0))):
+    for tokens in (torch.ones(2, 1), torch.zeros(2, 3), torch.ones(2, 0)):
+        x, y = torch.randn(*tokens.shape, 5), tokens
         for options in ({}, {"from_logits": False, "label_smoothing": 0.1}):
             leaf = x.abs().requires_grad_()
             loss = ours.nano_vlm_loss(leaf, y.long(), **options)
