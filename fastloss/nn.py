@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import functional  # noqa: F401  registers the losses
 from .registry import LOSSES, Loss
+from .weighting import UncertaintyWeighting
 
-__all__ = []
+__all__ = ["UncertaintyWeighting"]
 
 _LEGACY = ("size_average", "reduce")  # resolved into `reduction` when a module is made, as torch does
 
