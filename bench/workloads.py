@@ -477,9 +477,10 @@ WORKLOADS = {
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
         PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),
         *(
-            PlainWorkload(f"{name} {short} 4096x1000", loss=name, shape=(4096, 1000), dtype=dtype)
+            PlainWorkload(f"{name} {short} {'x'.join(map(str, shape))}", loss=name, shape=shape, dtype=dtype)
             for name, about in LOSSES.items()
             if about.engine == "plain"
+            for shape in ((4096, 1000) if about.dims[0] < 3 else (64, 64, 1000),)
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
             if about.torch is None or dtype == "float32"  # torch takes no halves on the CPU
         ),

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from . import functional  # noqa: F401  registers the losses
 from .registry import LOSSES, Loss
-from .self_distillation import DINOLoss, IBOTPatchLoss  # modules with a state of their own
+from .self_distillation import DINOLoss, IBOTPatchLoss
+from .weighting import UncertaintyWeighting
 
-__all__ = ["DINOLoss", "IBOTPatchLoss"]
+__all__ = ["DINOLoss", "IBOTPatchLoss", "UncertaintyWeighting"]  # modules with a state of their own
 
 _LEGACY = ("size_average", "reduce")  # resolved into `reduction` when a module is made, as torch does
 

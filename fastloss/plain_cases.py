@@ -15,6 +15,7 @@ from .elementwise_cases import VALUES as ALL_VALUES
 from .registry import LOSSES
 
 VALUES = {name: ALL_VALUES[name] for name in ("normal", "wide", "tiny", "equal")}
+DETACHED = "detached"  # the kind of an operand that no gradient flows to
 SIZES = (1, 2, 3, 4, 5, 8, 17, 33, 64, 129)
 
 
@@ -98,7 +99,8 @@ class PlainCall(NamedCall):
 
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
-        names = [name for name, t in self.by_name.items() if t.is_floating_point()]
+        kinds = LOSSES[self.case.loss].operands
+        names = [name for name, t in self.by_name.items() if t.is_floating_point() and kinds[name] != DETACHED]
         return names[:1] if self.case.gradients == "input" else names
 
     def arguments(self, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -163,4 +165,7 @@ OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = 
     "row score": (lambda shape: shape[:-1], "real"),
     "row label": (lambda shape: shape[:-1], "binary"),
     "row sign": (lambda shape: shape[:-1], "sign"),
+    "sample score": (lambda shape: shape[:1], "real"),
+    "sample label": (lambda shape: shape[:1], "binary"),
+    DETACHED: (lambda shape: shape, "real"),
 }

@@ -24,7 +24,7 @@ class Loss:
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
             ``fastloss.elementwise_cases.DOMAINS``); plain: of ``fastloss.plain_cases.OPERANDS``; box: the two sets.
         optional: element-wise: whether the last operand may be left out.
-        functor: element-wise and row: the loss whose functor runs it, where that is another.
+        functor: the loss whose functor runs it, where that is another.
         rows: element-wise: "sum" or "mean" where a loss is that of the last dimension, "" where each element has one.
         choices: plain: other arguments, each with the values that it may have, the usual one first.
         forward: optional tensors that modules take with the inputs instead of as a setting.

@@ -275,10 +275,12 @@ def row_loss(
     empty: str = "nan",
     backend: str | None = None,
     mean_of_rows: bool = False,
+    wide: bool = False,
 ):
     """Run the registered row loss `name`: check, choose a backend, bring to a canonical layout, run, give shapes back.
 
-    `mean_of_rows` makes a mean divide by the number of rows that count instead of their weights.
+    `mean_of_rows` makes a mean divide by the number of rows that count instead of their weights. `wide` gives the loss in the dtype that
+    sums are kept in, for those who go on calculating with it.
     """
     if has_torch_function_variadic(input, target, weight):
         options = dict(
@@ -291,6 +293,7 @@ def row_loss(
     batched, soft, dtype = _checks.row(
         name, entry.soft_targets, input, target, weight, ignore_index, label_smoothing, softcap, empty
     )
+    dtype = accumulate_dtype(dtype) if wide else dtype
     code = _checks.reduction_code(name, reduction)
     if reduction == "mean" and mean_of_rows:
         code = REDUCTIONS["row_mean"]

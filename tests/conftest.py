@@ -68,8 +68,8 @@ def pytest_configure(config):
         hasten_the_interpreter()
 
 
-# What a row loss that runs another's functor has of its own is what it makes of logits: all tests on cpu, and these on the others.
-LOGITS = ("test_values", "test_terms_and_extra_outputs")
+# What a loss that runs another's functor in the row engine has of its own lies before and after it: all tests on cpu, these on the others.
+AROUND = ("test_values", "test_terms_and_extra_outputs")
 
 
 def _exists(item) -> bool:
@@ -80,8 +80,8 @@ def _exists(item) -> bool:
     losses = [LOSSES[stem] for stem in stems if stem in LOSSES]
     if backend is None or not all(backend in loss.backends for loss in losses):
         return backend is None
-    repeated = any(loss.engine == "row" and loss.functor for loss in losses)
-    return backend == "cpu" or not repeated or item.originalname in LOGITS
+    repeated = any(loss.engine in ("row", "plain") and loss.functor for loss in losses)
+    return backend == "cpu" or not repeated or item.originalname in AROUND
 
 
 def pytest_collection_modifyitems(config, items):

@@ -178,8 +178,20 @@ BY_HAND = [
     ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 0.5, "eps": 1e-13}, 1.0),
     ("barlow_twins_loss", ([[1.0, 2.0], [-1.0, -2.0]], [[1.0, 2.0], [-1.0, -2.0]]), {"lambd": 2.0, "eps": 1e-13, "deviation": "unbiased"},
      1.5),
+    # cosines 0.6 and 1
+    ("simsiam_loss", ([[1.0, 0.0]], [[2.0, 0.0]], [[1.0, 0.0]], [[3.0, 4.0]]), {}, [-0.8]),
+    ("byol_loss", ([[1.0, 0.0]], [[2.0, 0.0]], [[1.0, 0.0]], [[3.0, 4.0]]), {}, [2 - 2 * 0.6]),
+    ("nano_vlm_loss", ([[[0.0] * 4] * 3], [[3, 2, 0]]), {}, [[2 * L2, 0.0]]),
+    ("nano_vlm_loss", ([[[0.0, LOG3], [9.0, 9.0]]], [[1, 1]]), {"ignore_index": -100, "label_smoothing": 0.5},
+     [[2 * L2 - 0.75 * LOG3]]),
+    ("nano_vlm_loss", ([[[0.25, 0.75], [9.0, 9.0]]], [[0, 1]]), {"from_logits": False, "label_smoothing": 0.2},
+     [[-0.9 * math.log(0.75 + 1e-8) - 0.1 * math.log(0.25 + 1e-8)]]),
+    # stablemax of 4, 1/2 and 1: one token, right, so the halting score log 3 has the cross-entropy log(4 / 3)
+    ("hrm_loss", ([[[3.0, -1.0, 0.0], [0.0, 0.0, 0.0]]], [[0, -100]], [LOG3]), {}, math.log(5.5 / 4) + 0.5 * math.log(4 / 3)),
+    ("hrm_loss", ([[[0.0, LOG3]]], [[0]], [0.0], [-LOG3], [0.5]), {"lm_loss_type": "softmax", "q_loss_weight": 2.0},
+     2 * L2 + 2 * (L2 + 2 * L2 - 0.5 * LOG3)),
 ]
-SCALAR = ("spiegelhalter_z_loss", "calibration_loss", "cosent_loss", "angle_loss", "vicreg_loss", "barlow_twins_loss")
+SCALAR = ("spiegelhalter_z_loss", "calibration_loss", "cosent_loss", "angle_loss", "vicreg_loss", "barlow_twins_loss", "hrm_loss")
 
 
 def _tensor(value):

@@ -1,10 +1,12 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, contrastive, decorrelation, dino, distance, distillation, embedding, generative,
-    information, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    binary, bootstrap, boxes, calibration, classification, contrastive, decorrelation, dino, distance, distillation, embedding,
+    generative, information, language, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking, regression,
+    scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
+from .bootstrap import *  # noqa: F403
 from .boxes import *  # noqa: F403
 from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
@@ -16,6 +18,7 @@ from .distillation import *  # noqa: F403
 from .embedding import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .information import *  # noqa: F403
+from .language import *  # noqa: F403
 from .likelihood import *  # noqa: F403
 from .linear import *  # noqa: F403
 from .linear_distillation import *  # noqa: F403
@@ -31,9 +34,9 @@ from .structure import *  # noqa: F403
 __all__ = [
     name
     for family in (
-        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
-        boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation, linear, distillation, dino, linear_distillation,
+        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz,
+        distance, boxes, generative, structure, contrastive, ranking, embedding, decorrelation, linear, language, distillation,
+        linear_distillation, dino, bootstrap,
     )
     for name in family.__all__
 ]
