@@ -1,6 +1,7 @@
 // What one instruction set's library offers to the ops: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
+#include "../assign.h"
 #include "../box.h"
 #include "../elementwise.h"
 #include "../margin.h"
@@ -93,6 +94,9 @@ void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
 // Sums over triplets are cut into ranges of rows.
 void triplets(const TripletsCall&, Scalar, int64_t begin, int64_t end);
 
+// The assignment of anchors into ranges of images; the scores' type is given.
+void assign(const AssignCall&, Scalar, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -119,6 +123,7 @@ struct Kernels {
   decltype(&kernel::pair_turn) pair_turn;
   decltype(&kernel::pair_add) pair_add;
   decltype(&kernel::triplets) triplets;
+  decltype(&kernel::assign) assign;
 };
 
 }  // namespace fastloss
