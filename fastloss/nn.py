@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import functional  # noqa: F401  registers the losses
+from .detection import TaskAlignedAssigner, YOLOv12MultiTaskLoss
 from .registry import LOSSES, Loss
 
-__all__ = []
+__all__ = ["TaskAlignedAssigner", "YOLOv12MultiTaskLoss"]
 
 _LEGACY = ("size_average", "reduce")  # resolved into `reduction` when a module is made, as torch does
 

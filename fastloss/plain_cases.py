@@ -145,6 +145,7 @@ OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = 
     "even": (lambda shape: (*shape[:-1], 2 * shape[-1]), "real"),
     "several": (lambda shape: (shape[0], 3, shape[1]), "real"),
     "row scores": (lambda shape: (shape[0], 3), "real"),
+    "row distance": (lambda shape: shape[:-1], "positive"),
     "row score": (lambda shape: shape[:-1], "real"),
     "row label": (lambda shape: shape[:-1], "binary"),
     "row sign": (lambda shape: shape[:-1], "sign"),

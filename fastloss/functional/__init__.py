@@ -1,8 +1,8 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information, likelihood,
-    linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    binary, boxes, calibration, classification, contrastive, decorrelation, detection, distance, embedding, generative, information,
+    likelihood, linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
@@ -10,6 +10,7 @@ from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .contrastive import *  # noqa: F403
 from .decorrelation import *  # noqa: F403
+from .detection import *  # noqa: F403
 from .distance import *  # noqa: F403
 from .embedding import *  # noqa: F403
 from .generative import *  # noqa: F403
@@ -30,7 +31,7 @@ __all__ = [
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
         boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation, linear,
+        decorrelation, linear, detection,
     )
     for name in family.__all__
 ]
