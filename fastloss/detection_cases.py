@@ -62,7 +62,7 @@ class DetectionCase:
     def build(self) -> DetectionCall:
         """Make the tensors."""
         generator = torch.Generator().manual_seed(self.seed)
-        options, (images, count) = self.options(), self.shape
+        options, (images, count) = self.options(), self.shape[:2]
         points, _ = anchor_points(options["input_shape"])
         size = images, len(points), 4 * options["reg_max"] + options["num_classes"]
         predicted = VALUES[self.values](torch.randn(size, generator=generator))

@@ -46,7 +46,12 @@ def _dfl(input: Tensor, position: Tensor) -> Tensor:
     log_prob = torch.log_softmax(input.to(accumulate_dtype(input.dtype)), 1)
     left, right, share = _shares(position, input.shape[1])
     of_left, of_right = (-log_prob.gather(1, bins.unsqueeze(1)).squeeze(1) for bins in (left, right))
-    return (1 - share) * of_left + torch.where(share == 0, 0.0, share * of_right)
+    return _mixed(of_left, of_right, share)
+
+
+def _mixed(of_left: Tensor, of_right: Tensor, share: Tensor) -> Tensor:
+    """Of a position that is a bin the other one has no share, whatever its loss."""
+    return (1 - share) * of_left + share * torch.where((share == 0) & of_right.isinf(), 0.0, of_right)
 
 
 # What the row engine is asked for: cross-entropy of class indices, one a row.
@@ -64,7 +69,7 @@ class _Dfl(torch.autograd.Function):
         of_right = stats[1] + (stats[0] - x)
         ctx.save_for_backward(input, position, stats, divisor)
         ctx.backend = backend
-        return (1 - share) * of_left + torch.where(share == 0, 0.0, share * of_right)
+        return _mixed(of_left, of_right, share)
 
     @staticmethod
     def backward(ctx, upstream):
@@ -421,7 +426,7 @@ def dice_focal_segmentation_loss(
 
 @register(
     "plain", formula="mean_c alpha_t (1 - p_t)^gamma BCE(x_c, t_c)", source="Lin et al. 2017, equation 5",
-    operands={"input": "real", "target": "binary"}, params={"alpha": (0.0, 1.0), "gamma": (0.0, 5.0)},
+    operands={"input": "real", "target": "probability"}, params={"alpha": (0.0, 1.0), "gamma": (0.0, 5.0)},
 )
 def classification_focal_loss(
     input: Tensor,
