@@ -123,7 +123,8 @@ class TaskAlignedAssigner(nn.Module):
             return Assignment(index, boxes.new_zeros(boxes.shape), weight, foreground, index)
         learned = objects.gather(1, place.unsqueeze(2).expand(-1, -1, 4))
         return Assignment(
-            torch.where(foreground, labels.gather(1, place), -1), torch.where(foreground.unsqueeze(2), learned, 0), weight, foreground, index
+            torch.where(foreground, labels.gather(1, place), -1), torch.where(foreground.unsqueeze(2), learned, 0), weight, foreground,
+            index,
         )
 
     def extra_repr(self) -> str:
@@ -134,8 +135,8 @@ class YOLOv12MultiTaskLoss(nn.Module):
     r"""The losses of a detector's heads: of boxes, of masks, and of labels of the whole image.
 
     The module of :func:`fastloss.functional.yolov12_multitask_loss`, called once for each head. With `use_uncertainty_weighting` each task
-    has a trainable scalar :math:`s`, 0 at first, and its loss becomes :math:`e^{-s} \ell + s` (Kendall et al. 2018, equation 10, without the
-    halves).
+    has a trainable scalar :math:`s`, 0 at first, and its loss becomes :math:`e^{-s} \ell + s` (Kendall et al. 2018, equation 10, without
+    the halves).
 
     Args:
         tasks: of ``"detection"``, ``"segmentation"`` and ``"classification"``.

@@ -59,7 +59,7 @@ _SETTINGS = ("cross_entropy", [], 0.0, 0.0, 0.0, 1.0, -100, 0)
 
 
 class _Dfl(torch.autograd.Function):
-    """The row engine's cross-entropy of the left bins; the right ones cost two numbers a row. Not for torch.func: there the formula runs."""
+    """The row engine's cross-entropy of the left bins, and two numbers a row. Not for torch.func: there the formula runs."""
 
     @staticmethod
     def forward(ctx, input, position, backend):
@@ -306,8 +306,8 @@ def yolov12_detection_loss(
     wanted = len(points), 4 * reg_max + num_classes
     if input.dim() != 3 or input.shape[1:] != wanted or target.dim() != 3 or target.shape[::2] != (len(input), 5):
         raise ValueError(
-            f"{name}: wanted input (B, {wanted[0]}, {wanted[1]}) and target (B, M, 5) for images of {tuple(input_shape)}, reg_max={reg_max} "
-            f"and {num_classes} classes, got {tuple(input.shape)} and {tuple(target.shape)}"
+            f"{name}: wanted input (B, {wanted[0]}, {wanted[1]}) and target (B, M, 5) for images of {tuple(input_shape)}, "
+            f"reg_max={reg_max} and {num_classes} classes, got {tuple(input.shape)} and {tuple(target.shape)}"
         )
     dtype = torch.float32 if _checks.autocast(input) and input.dtype != torch.float64 else input.dtype
     labels, objects, valid = _objects(name, target.detach().to(points.dtype), num_classes, input_shape)
@@ -341,8 +341,8 @@ def yolov12_detection_loss(
 
 @register(
     "plain", formula="w_d (1 - mean_c (2 I_c + s) / (P_c + T_c + s)) + w_f Focal", source="Milletari et al. 2016; Lin et al. 2017",
-    operands={"input": "real", "target": "class"}, params={"dice_weight": (0.0, 1.0), "focal_weight": (0.0, 1.0), "focal_gamma": (0.0, 3.0)},
-    dims=(3, 4),
+    operands={"input": "real", "target": "class"}, dims=(3, 4),
+    params={"dice_weight": (0.0, 1.0), "focal_weight": (0.0, 1.0), "focal_gamma": (0.0, 3.0)},
 )
 def dice_focal_segmentation_loss(
     input: Tensor,
