@@ -14,6 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def dfl(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Distribution focal loss by two cross-entropies."""
+    position = target.clamp(0, input.shape[-1] - 1.01)
+    left = position.long()
+    share = position - left
+    values = (1 - share) * F.cross_entropy(input, left, reduction="none") + share * F.cross_entropy(input, left + 1, reduction="none")
+    return values.mean() if reduction == "mean" else values
+
+
 def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
     """torchvision's."""
     p = torch.sigmoid(input)

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastloss.assign import assign
 from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
 from fastloss.compat import monai
+from fastloss.detection_cases import DetectionCase
 from fastloss.distance_cases import DistanceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
+from fastloss.functional import anchor_points, decode_boxes
 from fastloss.overlap_cases import OverlapCase
 from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
@@ -396,6 +399,69 @@ class PairWorkload(Workload):
         return found or functools.partial(self.our_call, backend="eager")
 
 
+@dataclass(frozen=True)
+class DetectionWorkload(Workload):
+    """A row of the table for a loss of detectors: `shape` is images, objects in each, and their height and width in units of 32 pixels."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """The predictions read forward and backward, their gradient written."""
+        return 3 * self.tensors()[0].numel() * getattr(torch, self.dtype).itemsize
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        height, width = self.shape[2:]
+        return {"num_classes": 80, "input_shape": (32 * height, 32 * width), "reg_max": 16, **self.options}
+
+    def check_case(self, rows: int = 24) -> DetectionCase:
+        """The same call on few small images, for the correctness check."""
+        params = self._settings | {"input_shape": (64, 64)}
+        return DetectionCase(loss=self.loss, shape=(min(self.shape[0], 2), self.shape[1]), dtype=self.dtype, params=tuple(params.items()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Predictions and objects, the same on every run."""
+        case = DetectionCase(loss=self.loss, shape=self.shape, dtype=self.dtype, params=tuple(self._settings.items()))
+        return tuple(case.build().by_name.values())
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **self._settings)
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula in plain torch."""
+        return functools.partial(self.our_call, backend="eager")
+
+
+@dataclass(frozen=True)
+class AssignmentWorkload(DetectionWorkload):
+    """The assignment of anchors by itself: its weights times the predicted boxes, so that there is a gradient."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Boxes and points read, objects and weights written."""
+        boxes = self.tensors()[0]
+        return len(boxes) * boxes.shape[1] * (4 * 4 + 8 + 4) + boxes.shape[1] * 2 * 4
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Boxes, scores, points, labels, objects and which are there."""
+        predicted, target = super().tensors()
+        points, stride = anchor_points(self._settings["input_shape"])
+        distances, scores = predicted.split([64, 80], -1)
+        height, width = self._settings["input_shape"]
+        objects = target[..., 1:] * torch.tensor([width, height, width, height])
+        return decode_boxes(distances, points, stride), scores, points, target[..., 0].long(), objects, objects.sum(-1) > 0
+
+    def _call(self, boxes: Tensor, scores: Tensor, *others: Tensor, backend: str | None = None) -> Tensor:
+        additive = self.options.get("assigner", "source") == "source"
+        _, weight = assign(self.loss, scores, boxes, *others, additive, True, 10, 0.5, 6.0, backend)
+        return (boxes * weight.unsqueeze(2)).sum()
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return self._call
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -476,6 +542,14 @@ WORKLOADS = {
         ),
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
         PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),
+        *(
+            kind(f"{name} {short} 16x64, 640x640{also}", loss="yolov12_detection", shape=(16, 64, 20, 20), dtype=dtype, options=options)
+            for kind, name in ((DetectionWorkload, "yolov12_detection"), (AssignmentWorkload, "assignment"))
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            for also, options in (("", {}), (", tood", {"assigner": "tood"}))
+            if kind is DetectionWorkload or dtype == "float32"
+        ),
+        PlainWorkload("dfl fp32 2^17x16", loss="dfl", shape=(2**17, 16)),
         *(
             PlainWorkload(f"{name} {short} {'x'.join(map(str, shape))}", loss=name, shape=shape, dtype=dtype)
             for name, about in LOSSES.items()

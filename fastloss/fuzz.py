@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from ._backends import BACKENDS, unavailable
 from . import box_cases
+from . import detection_cases as detection
 from . import distance_cases as distance
 from . import divergence_cases as divergence
 from . import elementwise_cases as elementwise
@@ -33,6 +34,7 @@ from . import plain_cases as plain
 from . import sort_cases as sort
 from .box_cases import BoxCase
 from .cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case, weight_keyword
+from .detection_cases import DetectionCase
 from .distance_cases import DistanceCase
 from .divergence_cases import DivergenceCase
 from .elementwise_cases import ElementwiseCase
@@ -273,10 +275,24 @@ def _divergence_cases(draw: Callable, loss: str, allowed: frozenset[str], small:
     return DivergenceCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))
 
 
+@st.composite
+def _detection_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> DetectionCase:
+    chosen: dict = {"loss": loss, "shape": (draw(st.integers(0, 3)), draw(st.integers(0, 6))), "seed": draw(st.integers(0, 2**16))}
+    chosen["values"] = draw(st.sampled_from(_weighted(detection.VALUES, "normal")))
+    chosen["objects"] = draw(st.sampled_from(_weighted(detection.OBJECTS, "random")))
+    chosen["layout"] = draw(st.sampled_from(_LAYOUTS))
+    chosen["target_layout"] = draw(st.sampled_from(_LAYOUTS))
+    params = {"num_classes": draw(st.integers(1, 9)), "input_shape": draw(st.sampled_from(((32, 64), (32, 32), (8, 16), (40, 33))))}
+    params |= {"reg_max": draw(st.sampled_from((4, 2, 1, 16, 17))), "assigner": draw(st.sampled_from(("source", "tood")))}
+    params |= {"topk": draw(st.sampled_from((10, 1, 3, 100))), "train_negatives": draw(st.booleans())}
+    return DetectionCase(**chosen, params=tuple(params.items()))
+
+
 ENGINES = {
     "row": (_row_cases, Case), "elementwise": (_elementwise_cases, ElementwiseCase), "overlap": (_overlap_cases, OverlapCase),
     "box": (_box_cases, BoxCase), "sort": (_sort_cases, SortCase), "distance": (_distance_cases, DistanceCase),
     "plain": (_plain_cases, PlainCase), "pair": (_pair_cases, PairCase), "divergence": (_divergence_cases, DivergenceCase),
+    "detection": (_detection_cases, DetectionCase),
 }
 
 

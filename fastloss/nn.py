@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from . import functional  # noqa: F401  registers the losses
+from .detection import TaskAlignedAssigner, YOLOv12MultiTaskLoss
 from .registry import LOSSES, Loss
 from .self_distillation import DINOLoss, IBOTPatchLoss
 from .weighting import UncertaintyWeighting
 
-__all__ = ["DINOLoss", "IBOTPatchLoss", "UncertaintyWeighting"]  # modules with a state of their own
+__all__ = ["DINOLoss", "IBOTPatchLoss", "TaskAlignedAssigner", "UncertaintyWeighting", "YOLOv12MultiTaskLoss"]  # modules with a state of their own
 
 _LEGACY = ("size_average", "reduce")  # resolved into `reduction` when a module is made, as torch does
 

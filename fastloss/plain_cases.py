@@ -162,6 +162,7 @@ OPERANDS: dict[str, tuple[Callable[[tuple[int, ...]], tuple[int, ...]], str]] = 
     "head": (lambda shape: (7, shape[-1]), "real"),  # of a linear layer, and its results
     "head scores": (lambda shape: (*shape[:-1], 7), "real"),
     "row scores": (lambda shape: (shape[0], 3), "real"),
+    "row distance": (lambda shape: shape[:-1], "positive"),
     "row score": (lambda shape: shape[:-1], "real"),
     "row label": (lambda shape: shape[:-1], "binary"),
     "row sign": (lambda shape: shape[:-1], "sign"),

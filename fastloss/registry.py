@@ -12,8 +12,8 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``, ``"distance"``), or
-            ``"plain"`` for a few lines of plain torch over other losses.
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``, ``"distance"``,
+            ``"detection"``), or ``"plain"`` for a few lines of plain torch over other losses.
         function: the public function.
         formula: one line of mathematics for tables.
         source: author, year, equation.

@@ -101,6 +101,11 @@ def test_random_cases(loss, backend):
 
 
 BY_HAND = [
+    # probabilities 1/4, 1/2, 1/4; the last is clipped to 1.99
+    ("dfl_loss", ([[0.0, L2, 0.0]] * 3, [0.25, 1.5, 7.0]), {}, [1.75 * L2, 1.5 * L2, 1.99 * L2]),
+    ("dfl_loss", ([[0.0, L2, 0.0]] * 2, [1.0, -3.0]), {"weight": [3.0, 0.5]}, [3 * L2, L2]),
+    ("classification_focal_loss", ([[0.0, 0.0]], [[0.0, 1.0]]), {}, [L2 / 8]),
+    ("dice_focal_segmentation_loss", ([[[[0.0, 0.0], [0.0, 0.0]]]], [[[0, 1]]]), {}, [0.5 - 0.5 * (1 + 1e-7) / (2 + 1e-7) + L2 / 8]),
     # (1 - 0.5 + 1) / 3; squared
     ("multi_margin_loss", ([[0.5, 1.0, -2.0]], [0]), {}, [0.5]),
     ("multi_margin_loss", ([[0.5, 1.0, -2.0]], [0]), {"p": 2}, [0.75]),

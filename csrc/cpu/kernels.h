@@ -1,6 +1,7 @@
 // What one instruction set's library offers to the ops: plain functions, so that torch's dispatcher headers are compiled once.
 #pragma once
 
+#include "../assign.h"
 #include "../box.h"
 #include "../divergence.h"
 #include "../elementwise.h"
@@ -98,6 +99,9 @@ void divergence_backward(const DivergenceCall&, Scalar, int functor, int64_t beg
 // Sums over triplets are cut into ranges of rows.
 void triplets(const TripletsCall&, Scalar, int64_t begin, int64_t end);
 
+// The assignment of anchors into ranges of images; the scores' type is given.
+void assign(const AssignCall&, Scalar, int64_t begin, int64_t end);
+
 }  // namespace kernel
 
 struct Kernels {
@@ -126,6 +130,7 @@ struct Kernels {
   decltype(&kernel::triplets) triplets;
   decltype(&kernel::divergence_forward) divergence_forward;
   decltype(&kernel::divergence_backward) divergence_backward;
+  decltype(&kernel::assign) assign;
 };
 
 }  // namespace fastloss

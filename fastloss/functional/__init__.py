@@ -1,9 +1,9 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, bootstrap, boxes, calibration, classification, contrastive, decorrelation, dino, distance, distillation, embedding,
-    generative, information, language, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking, regression,
-    scaled, segmentation, structure,
+    binary, bootstrap, boxes, calibration, classification, contrastive, decorrelation, detection, dino, distance, distillation,
+    embedding, generative, information, language, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking,
+    regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .bootstrap import *  # noqa: F403
@@ -12,6 +12,7 @@ from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .contrastive import *  # noqa: F403
 from .decorrelation import *  # noqa: F403
+from .detection import *  # noqa: F403
 from .dino import *  # noqa: F403
 from .distance import *  # noqa: F403
 from .distillation import *  # noqa: F403
@@ -35,8 +36,8 @@ __all__ = [
     name
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz,
-        distance, boxes, generative, structure, contrastive, ranking, embedding, decorrelation, linear, language, distillation,
-        linear_distillation, dino, bootstrap,
+        distance, boxes, detection, generative, structure, contrastive, ranking, embedding, decorrelation, linear, language,
+        distillation, linear_distillation, dino, bootstrap,
     )
     for name in family.__all__
 ]
