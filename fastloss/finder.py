@@ -26,6 +26,7 @@ MEMORY = {
     "overlap": "eight sums a sample and class",
     "box": "nothing",
     "sort": "one number an element",
+    "divergence": "six numbers a row",
     "distance": "one distance an element",
     "pair": "a few numbers a row, no matrix of scores",
     "plain": "what its lines of plain torch store; the losses and sums that it is made of as their engines do",

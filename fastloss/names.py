@@ -16,11 +16,12 @@ from . import nn
 from .registry import LOSSES, Loss
 
 
+@functools.cache
 def compat_modules() -> dict[str, ModuleType]:
-    """The public modules of :mod:`fastloss.compat` by their short names."""
+    """The public modules of :mod:`fastloss.compat`, of its packages too, by their names below it."""
     package = importlib.import_module("fastloss.compat")
-    names = [found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")]
-    return {name: importlib.import_module(f"fastloss.compat.{name}") for name in names}
+    names = [found.name.removeprefix("fastloss.compat.") for found in pkgutil.walk_packages(package.__path__, "fastloss.compat.")]
+    return {name: importlib.import_module(f"fastloss.compat.{name}") for name in names if "._" not in f".{name}"}
 
 
 def public(module: ModuleType) -> dict[str, Callable]:
