@@ -28,13 +28,13 @@ MARKDOWN = {"start": "README.md", "contributing": "CONTRIBUTING.md", "ladder": "
 def read(page: str) -> str:
     """A Markdown file of the repository with links to other such files as links to their pages."""
     path = MARKDOWN[page]
-    pages = {os.path.relpath(target, Path(path).parent): name for name, target in MARKDOWN.items()}
+    pages = {os.path.relpath(target, Path(path).parent): f"{name}.md" for name, target in MARKDOWN.items()} | {"examples": "examples.rst"}
 
     def link(found: re.Match) -> str:
         text, target = found.groups()
         if re.match(r"https?:|#", target):
             return found[0]
-        return f"[{text}]({pages[target]}.md)" if target in pages else text
+        return f"[{text}]({pages[target]})" if target in pages else f"`{text}`"
 
     return re.sub(r"\[([^\]\n]+)\]\(([^)\s]+)\)", link, (ROOT / path).read_text())
 

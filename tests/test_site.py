@@ -1,4 +1,4 @@
-"""The documentation's pages, as they are before Sphinx (`make docs`): nothing public is missing or twice, and every link leads somewhere."""
+"""The documentation's pages before Sphinx (`make docs`) has them: nothing public is missing or twice, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib
 import inspect
 import re
 
+import checkout  # noqa: F401  makes docs importable
 import pytest
-from checkout import ROOT
 
 import fastloss
 from docs import generate
@@ -56,7 +56,7 @@ def _named(target: str) -> str:
 
 
 def _exists(path: str, where: str) -> bool:
-    """Whether an absolute name, or one relative to the module of a docstring, is something documented or something of another package."""
+    """Whether a name, absolute or relative to the module of a docstring, is something documented or of another package."""
     if path.partition(".")[0] in ("torch", "numpy"):
         return True
     if not path.startswith("fastloss"):
