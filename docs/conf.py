@@ -31,8 +31,9 @@ nitpick_ignore_regex = [("py:.*", r"(?!fastloss\b).*"), ("py:class", r"fastloss\
 
 
 def _mathml(text: str, block: bool, node: nodes.Node) -> str:
+    text = re.sub(r"\\text\{[^}]*\}", lambda found: found[0].replace(r"\_", "_"), text.replace(r"\dots", r"\ldots"))
     try:
-        return tex2mathml(text.replace(r"\dots", r"\ldots"), as_block=block)
+        return tex2mathml(text, as_block=block)
     except Exception as error:
         logging.getLogger(__name__).warning("formula %r has no MathML: %s", text, error, location=node)
         return f"<code>{text}</code>"
@@ -48,13 +49,14 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def _sentences_of_errors(app: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """A section Raises that is a sentence ("As ...") is no list of errors, and gets another heading."""
-    for k, line in enumerate(lines[:-1]):
+def _as_meant(app: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """What reStructuredText would take for something else: errors that are a sentence ("As ..."), and a letter that starts no list."""
+    for k, line in enumerate(lines):
         if line == "Raises:" and not re.match(r"\s+[A-Z]\w+(?:, \w+)*: ", lines[k + 1]):
             lines[k] = "Errors:"
+        lines[k] = re.sub(r"^(\s+[\w, ]+: )([A-Z])\.$", r"\1``\2``.", lines[k])
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", _sentences_of_errors, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-docstring", _as_meant, priority=400)  # before napoleon, at 500
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -70,16 +70,21 @@ def escaped(text: str) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A list-table of reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in (head, *rows):
+    """A list-table of reStructuredText; without a head the first column is what the others are about."""
+    lines = [".. list-table::", "   :header-rows: 1" if head else "   :stub-columns: 1", ""]
+    for row in ((head, *rows) if head else rows):
         lines += [f"   {'* -' if k == 0 else '  -'} {cell}" for k, cell in enumerate(row)]
     return "\n".join(lines) + "\n"
 
 
 def toctree(pages: Iterable[str], caption: str = "") -> str:
     options = ["   :maxdepth: 1", *([f"   :caption: {caption}"] if caption else [])]
-    return "\n".join([".. toctree::", *options, "", *(f"   /{page}" for page in pages)]) + "\n"
+    entries = (f"   Start </{page}>" if page == "start" else f"   /{page}" for page in pages)
+    return "\n".join([".. toctree::", *options, "", *entries]) + "\n"
+
+
+def title(task: str) -> str:
+    return task.capitalize() if task == "self-supervised" else task.replace("-", " ").capitalize()
 
 
 def to_loss(loss: Loss) -> str:
@@ -98,14 +103,14 @@ def loss_section(loss: Loss) -> str:
     name, module = loss.function.__name__, nn.class_name(loss)
     theirs = ", ".join(f":ref:`{name} <compat-{name.rpartition('.')[0]}>`" for name in compat_names(loss))
     facts = {
-        "Source": escaped(loss.source),
-        "Backends": ", ".join(loss.backends) + (" (of what it is made of)" if loss.engine == "plain" else ""),
-        "Engine": loss.engine,
-        "Memory": "beside inputs and gradients: " + memory(loss),
-        "Elsewhere": theirs,
+        "source": escaped(loss.source),
+        "backends": ", ".join(loss.backends) + (" (of what it is made of)" if loss.engine == "plain" else ""),
+        "engine": loss.engine,
+        "memory": "beside inputs and gradients: " + memory(loss),
+        "elsewhere": theirs,
     }
     parts = [f".. _loss-{loss.name}:\n", heading(name), literal(loss.formula) + "\n"]
-    parts.append("\n".join(f":{title}: {text}" for title, text in facts.items() if text) + "\n")
+    parts.append(table((), ((title, text) for title, text in facts.items() if text)))
     if curve(loss) is not None:
         parts.append(f".. image:: /pictures/{loss.name}.svg\n   :alt: value and gradient of {name}\n")
     parts += [documented(f"fastloss.functional.{name}", loss.function), documented(f"fastloss.nn.{module}", getattr(nn, module))]
@@ -129,7 +134,7 @@ def others_of(task: str) -> list[str]:
 def task_page(task: str, losses: list[Loss]) -> str:
     about = f"{TASKS[task].about[:1].upper()}{TASKS[task].about[1:]}.\n" if task in TASKS else ""
     listed = table(("loss", "formula"), ((to_loss(loss), literal(loss.formula)) for loss in losses))
-    parts = [heading(task.replace("-", " ").capitalize(), "="), about, listed, *map(loss_section, losses)]
+    parts = [heading(title(task), "="), about, listed, *map(loss_section, losses)]
     others = others_of(task)
     if others:
         parts.append(heading("Beside losses"))
@@ -147,7 +152,7 @@ def needs() -> str:
             ))
             for loss in losses
         ]
-        parts += [heading(task.replace("-", " ").capitalize(), "~"), table(("loss", "takes"), rows)]
+        parts += [heading(title(task), "~"), table(("loss", "takes"), rows)]
     return "\n".join(parts)
 
 
@@ -245,8 +250,8 @@ def pages() -> dict[str, str]:
         toctree(("metric/index", "compat/index", "backends", "commands"), "Around them"),
         toctree(("benchmarks", "ladder", "contributing"), "Project"),
     ]
-    title = f"fastloss {fastloss.__version__}"
-    return found | {"index.rst": "\n".join([heading(title, "="), f"{inspect.getdoc(fastloss)}\n", *trees])}
+    name = f"fastloss {fastloss.__version__}"
+    return found | {"index.rst": "\n".join([heading(name, "="), f"{inspect.getdoc(fastloss)}\n", *trees])}
 
 
 def write(folder: Path) -> None:
