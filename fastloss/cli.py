@@ -191,6 +191,9 @@ def bench(arguments: Sequence[str]) -> int:
     return subprocess.call([sys.executable, "-m", "bench", *arguments], cwd=root)
 
 
+MANY_CHOICES = 16  # more are not listed where one of them was mistyped
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints about a choice say which one comes close, and what to read."""
 
@@ -199,6 +202,8 @@ class Parser(argparse.ArgumentParser):
         choices = re.findall(r"[\w-]+", found[2]) if found else []
         asked = found[1] if found else ""
         close = [choice for choice in choices if choice.startswith(asked)] or difflib.get_close_matches(asked, choices)
+        if len(choices) > MANY_CHOICES:
+            message = message.partition(" (")[0]
         self.print_usage(sys.stderr)
         maybe = f"; did you mean {close[0]}?" if close else ""
         self.exit(2, f"{self.prog}: error: {message}{maybe}\n`{self.prog} --help` tells more\n")

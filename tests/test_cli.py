@@ -70,7 +70,8 @@ def test_list(capsys):
         (["compile", "--all", "--target", "sm_1"], "unknown target 'sm_1'; choose from"),
         (["demo", "--out", "/nonexistent/folder/a.png"], "the folder of --out does not exist: /nonexistent/folder"),
         (["demo", "--out", "curves.txt"], "--out must end in .png, .svg or .pdf, got 'curves.txt'"),
-        (["fuzz", "--loss", "nothing"], "invalid choice: 'nothing'"),
+        (["fuzz", "--loss", "zzz"], "argument --loss: invalid choice: 'zzz' `fastloss fuzz --help` tells more"),  # and no list of all
+        (["fuzz", "--loss", "hubre"], "argument --loss: invalid choice: 'hubre'; did you mean huber?"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):

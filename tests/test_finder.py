@@ -127,6 +127,7 @@ def test_names_elsewhere():
 def test_matching():
     assert {loss.name for loss in finder.matching(words="FOCAL dice")} >= {"dice_focal"}
     assert [loss.name for loss in finder.matching(words="salehi")] == ["tversky"]
+    assert [loss.name for loss in finder.matching(words="lightly dclloss")] == ["dcl"]
     enclosing = finder.matching("detection", engine="box", words="enclosing box")
     assert [loss.name for loss in enclosing] == ["generalized_box_iou", "distance_box_iou"]
     assert finder.matching(words="nothing like this") == [] and len(finder.matching()) == len(LOSSES)

@@ -91,6 +91,13 @@ def test_links_between_pages():
             assert _exists(_named(target), "fastloss"), f"{page} refers to {target}"
 
 
+@pytest.mark.parametrize("path", generate.MARKDOWN.values())
+def test_links_of_markdown_files(path):
+    """On disk, where they are read too."""
+    for target in re.findall(r"\]\(([^)#\s]+)", (generate.ROOT / path).read_text()):
+        assert re.match("https?://", target) or ((generate.ROOT / path).parent / target).exists(), f"{path} links to {target}"
+
+
 def test_every_page_is_in_the_contents():
     listed = [page for text in PAGES.values() for page in re.findall(r"^   (?:\w+ <)?/([\w./-]+)>?$", text, re.MULTILINE)]
     assert sorted(listed) == sorted({name.rpartition(".")[0] for name in PAGES} - {"index"})
