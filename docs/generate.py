@@ -13,7 +13,7 @@ import fastloss
 from fastloss import functional, metric, nn
 from fastloss.curves import curve, picture
 from fastloss.finder import arguments, memory
-from fastloss.names import compat_losses, compat_modules, compat_names, public
+from fastloss.names import compat_losses, compat_modules, compat_names, own_modules, public
 from fastloss.registry import LOSSES, Loss
 from fastloss.tasks import TASKS, by_task, module_of, task_of
 
@@ -179,9 +179,9 @@ def compat_index() -> str:
     return text + table(("module", "follows", "names"), rows) + "\n" + toctree(f"compat/{short}" for short in compat_modules())
 
 
-def metric_page(short: str, module: ModuleType) -> str:
-    parts = [heading(f"fastloss.metric.{short}", "="), f".. automodule:: fastloss.metric.{short}\n"]
-    return "\n".join([*parts, *(documented(f"fastloss.metric.{short}.{name}", thing, True) for name, thing in public(module).items())])
+def module_page(name: str, module: ModuleType) -> str:
+    parts = [heading(f"fastloss.{name}", "="), f".. automodule:: {module.__name__}\n"]
+    return "\n".join([*parts, *(documented(f"{module.__name__}.{own}", thing, True) for own, thing in public(module).items())])
 
 
 def backends_page() -> str:
@@ -219,7 +219,7 @@ def commands_page() -> str:
 
 def examples_page() -> str:
     """The scripts of examples/."""
-    parts = [heading("Examples", "="), "Each runs as it is, in a second or two, on the processor.\n"]
+    parts = [heading("Examples", "="), "Each runs as it is on the processor.\n"]
     for path in sorted((ROOT / "examples").glob("*.py")):
         text = path.read_text()
         parts += [heading(path.stem.replace("_", " ").capitalize()), f"``examples/{path.name}``\n", ".. code-block:: python\n"]
@@ -231,7 +231,8 @@ def pages() -> dict[str, str]:
     """Every page by its file's name."""
     found = {f"tasks/{task}.rst": task_page(task, losses) for task, losses in by_task().items()}
     found |= {f"compat/{short}.rst": compat_page(short, module) for short, module in compat_modules().items()}
-    found |= {f"metric/{short}.rst": metric_page(short, module) for short, module in METRIC.items()}
+    found |= {f"metric/{short}.rst": module_page(f"metric.{short}", module) for short, module in METRIC.items()}
+    found |= {f"modules/{name}.rst": module_page(name, module) for name, module in own_modules().items()}
     found["compat/index.rst"] = compat_index()
     found["metric/index.rst"] = (
         heading("Metric learning", "=") + "\n.. automodule:: fastloss.metric\n\n" + toctree(f"metric/{short}" for short in METRIC)
@@ -247,7 +248,7 @@ def pages() -> dict[str, str]:
     trees = [
         toctree(("start", "choose", "examples"), "Start"),
         toctree((f"tasks/{task}" for task in by_task()), "Losses"),
-        toctree(("metric/index", "compat/index", "backends", "commands"), "Around them"),
+        toctree(("metric/index", *(f"modules/{own}" for own in own_modules()), "compat/index", "backends", "commands"), "Around them"),
         toctree(("benchmarks", "ladder", "contributing"), "Project"),
     ]
     name = f"fastloss {fastloss.__version__}"

@@ -10,6 +10,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 from . import nn
@@ -22,6 +23,20 @@ def compat_modules() -> dict[str, ModuleType]:
     package = importlib.import_module("fastloss.compat")
     names = [found.name.removeprefix("fastloss.compat.") for found in pkgutil.walk_packages(package.__path__, "fastloss.compat.")]
     return {name: importlib.import_module(f"fastloss.compat.{name}") for name in names if "._" not in f".{name}"}
+
+
+@functools.cache
+def own_modules() -> dict[str, ModuleType]:
+    """The modules and packages of fastloss that offer names (have ``__all__``), beside the losses themselves and other libraries' names."""
+    package = importlib.import_module("fastloss")
+    found = {}
+    for finder, name, _ in pkgutil.iter_modules(package.__path__):
+        origin = finder.find_spec(name).origin
+        if name in ("functional", "nn", "metric", "compat", "kernels") or name.startswith("_") or not origin.endswith(".py"):
+            continue
+        if re.search(r"^__all__\b", Path(origin).read_text(), re.MULTILINE):
+            found[name] = importlib.import_module(f"fastloss.{name}")
+    return found
 
 
 def public(module: ModuleType) -> dict[str, Callable]:

@@ -34,7 +34,7 @@ TASKS: dict[str, Task] = {
     "segmentation": Task("a class for each pixel or voxel from masks", ("segmentation", "lovasz", "distance")),
     "detection": Task("boxes, and what is in them, from boxes and labels", ("boxes", "detection")),
     "language-model": Task("the next token from the tokens before it", ("linear", "language", "hrm")),
-    "distillation": Task("a student's predictions from a teacher's", ("distillation",), ("kl_div",)),
+    "distillation": Task("a student's predictions from a teacher's", ("distillation", "linear_distillation"), ("kl_div",)),
     "contrastive": Task(
         "embeddings of pairs that belong together, against all others of the batch: two views, image and text",
         ("contrastive",), ("multiple_negatives_ranking",),
@@ -44,7 +44,7 @@ TASKS: dict[str, Task] = {
     ),
     "self-supervised": Task(
         "features without labels: of two views, of clusters, of a teacher that is an average of the student",
-        ("decorrelation", "structure", "dino"), ("koleo",),
+        ("bootstrap", "decorrelation", "dino", "structure"), ("koleo",),
     ),
     "generative": Task("samples: variational autoencoders and critics", ("generative",)),
     "calibration": Task("probabilities that are as often right as they say", ("calibration",)),

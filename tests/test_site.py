@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 
 import checkout  # noqa: F401  makes docs importable
 import pytest
@@ -14,7 +15,7 @@ from docs import generate
 from docs.__main__ import loaded_from_elsewhere
 from fastloss import functional, nn
 from fastloss.curves import curve
-from fastloss.names import compat_modules, public
+from fastloss.names import compat_modules, own_modules, public
 from fastloss.registry import LOSSES
 
 ENGINE = None
@@ -25,7 +26,7 @@ ROLE = re.compile(r":(?:py:)?(?:func|class|mod|meth|data|attr):`([^`]+)`")
 
 def offered() -> dict[str, object]:
     """Every public function and class by the path that users import it by."""
-    modules = [fastloss, functional, nn, *compat_modules().values()]
+    modules = [fastloss, functional, nn, *compat_modules().values(), *own_modules().values()]
     modules += [importlib.import_module(f"fastloss.metric.{short}") for short in generate.METRIC]
     return {f"{module.__name__}.{name}": thing for module in modules for name, thing in public(module).items()}
 
@@ -45,7 +46,7 @@ def test_everything_public_is_there_once():
 
 def test_everything_public_has_a_docstring():
     assert [path for path, thing in offered().items() if not (thing.__doc__ or "").strip()] == []
-    modules = [fastloss, functional, nn, fastloss.metric, *compat_modules().values(), *generate.METRIC.values()]
+    modules = [fastloss, functional, nn, fastloss.metric, *compat_modules().values(), *own_modules().values(), *generate.METRIC.values()]
     assert [module.__name__ for module in modules if not (module.__doc__ or "").strip()] == []
 
 
@@ -61,8 +62,9 @@ def _exists(path: str, where: str) -> bool:
         return True
     if not path.startswith("fastloss"):
         path = f"{where}.{path}"
-    known = {*offered(), *(module.__name__ for module in compat_modules().values()), *(f"fastloss.metric.{short}" for short in generate.METRIC)}
-    known |= {"fastloss.nn", "fastloss.functional", "fastloss.compat", "fastloss.metric"}
+    known = {*offered(), *(module.__name__ for module in compat_modules().values())}
+    known |= {f"fastloss.metric.{short}" for short in generate.METRIC}
+    known |= {*(f"fastloss.{name}" for name in own_modules()), "fastloss.nn", "fastloss.functional", "fastloss.compat", "fastloss.metric"}
     owner, _, member = path.rpartition(".")
     return path in known or (owner in known and member in vars(offered().get(owner, object)))
 
@@ -101,6 +103,23 @@ def test_links_of_markdown_files(path):
 def test_every_page_is_in_the_contents():
     listed = [page for text in PAGES.values() for page in re.findall(r"^   (?:\w+ <)?/([\w./-]+)>?$", text, re.MULTILINE)]
     assert sorted(listed) == sorted({name.rpartition(".")[0] for name in PAGES} - {"index"})
+
+
+def test_other_modules_have_pages(tmp_path, monkeypatch):
+    """Those that offer names, and no others."""
+    own_modules.cache_clear()
+    (tmp_path / "offering.py").write_text('"""Offers."""\n__all__ = ["thing"]\n\n\ndef thing():\n    """A thing."""\n')
+    (tmp_path / "inner.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.setattr(fastloss, "__path__", [*fastloss.__path__, str(tmp_path)])
+    try:
+        found = own_modules()
+        assert "offering" in found and "inner" not in found and "nn" not in found
+        assert ".. autofunction:: fastloss.offering.thing" in generate.module_page("offering", found["offering"])
+        assert "   /modules/offering" in generate.pages()["index.rst"].splitlines()
+    finally:
+        sys.modules.pop("fastloss.offering", None)
+        vars(fastloss).pop("offering", None)
+        own_modules.cache_clear()
 
 
 def test_what_is_drawn():
