@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test check bench fuzz build clean
+.PHONY: demo test check bench fuzz docs build clean
 .DEFAULT_GOAL := build
 
 build: .venv/built
@@ -16,7 +16,7 @@ build: .venv/built
 	touch $@
 
 .venv/built: .venv/packages $(SOURCES)
-	$(PIP) --no-build-isolation --editable '.[triton,fuzz,test,demo,bench]'
+	$(PIP) --no-build-isolation --editable '.[triton,fuzz,test,demo,bench,docs]'
 	touch $@
 
 # Train with torch's losses and with ours; curves in demo.png.
@@ -44,6 +44,10 @@ bench: .venv/peers
 
 fuzz: build
 	$(BIN)/fastloss fuzz $(ARGS)
+
+# Pages in build/docs/html; a link that leads nowhere is an error.
+docs: build
+	$(BIN)/python -m docs $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info fastloss/*.so demo.png .pytest_cache .hypothesis

@@ -22,7 +22,8 @@ def loss_table() -> str:
         name = loss.function.__name__
         parts = loss.engine == "plain" and "triton" in loss.backends
         backends = "plain torch over the others" if parts else ", ".join(loss.backends)
-        lines.append(f"| `{name}` | `{class_name(loss)}` | `{loss.formula}` | {backends} | {loss.source} |")
+        formula = loss.formula.replace("|", r"\|")  # a bar would end the cell, also in code
+        lines.append(f"| `{name}` | `{class_name(loss)}` | `{formula}` | {backends} | {loss.source} |")
     return "\n".join(lines)
 
 

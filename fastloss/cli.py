@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -100,28 +103,43 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def list_losses(arguments: argparse.Namespace) -> int:
-    from . import nn
+    from . import finder
 
-    about = [
-        {
-            "name": loss.name,
-            "function": f"fastloss.functional.{loss.function.__name__}",
-            "module": f"fastloss.nn.{nn.class_name(loss)}",
-            "torch": f"torch.nn.functional.{loss.torch}" if loss.torch else None,
-            "engine": loss.engine,
-            "formula": loss.formula,
-            "source": loss.source,
-        }
-        for loss in LOSSES.values()
-    ]
+    found = finder.matching(arguments.task, " ".join(arguments.search), arguments.engine)
     if arguments.json:
-        print(json.dumps(about, indent=2))
-        return 0
-    table = Table("loss", "function, module", "formula", "source")
-    for loss in about:
-        names = "\n".join(loss[key].removeprefix("fastloss.") for key in ("function", "module"))
-        table.add_row(loss["name"], names, escape(loss["formula"]), escape(loss["source"]))
-    console.print(table)
+        print(json.dumps([finder.about(loss) for loss in found], indent=2))
+    elif found:
+        # A terminal gets a table of its width, a pipe whole lines.
+        console.print(finder.listing(found)) if console.is_terminal else print(finder.lines(found))
+    else:
+        errors.print("fastloss: no loss is like that; `fastloss list` names all", highlight=False)
+    return 0 if found else 1
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from . import curves, finder, names
+
+    if arguments.plot:
+        _check_picture("show", "--plot", arguments.plot)
+    try:
+        loss = names.find(arguments.name)
+    except LookupError as error:
+        raise Problem(f"show: {error}") from error
+    if arguments.json:
+        print(json.dumps(finder.details(loss), indent=2))
+    else:
+        with console.capture() as text:
+            console.print(finder.page(loss), highlight=False)
+        print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    if arguments.plot:
+        drawn = curves.curve(loss)
+        if drawn is None:
+            raise Problem(f"show: --plot: {loss.name} is no function of single numbers, so it has no curve")
+        try:
+            curves.picture(drawn, loss.function.__name__, arguments.plot)
+        except ModuleNotFoundError as error:
+            raise Problem(f"show: --plot needs the package {error.name}; pip install 'fastloss[demo]'") from error
+        errors.print(f"wrote {arguments.plot}", markup=False, highlight=False)
     return 0
 
 
@@ -153,11 +171,15 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
     return 1 if violations else 0
 
 
+def _check_picture(command: str, option: str, path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise Problem(f"{command}: the folder of {option} does not exist: {path.absolute().parent}")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise Problem(f"{command}: {option} must end in .png, .svg or .pdf, got {str(path)!r}")
+
+
 def demo(arguments: argparse.Namespace) -> int:
-    if not arguments.out.absolute().parent.is_dir():
-        raise Problem(f"demo: the folder of --out does not exist: {arguments.out.absolute().parent}")
-    if arguments.out.suffix not in (".png", ".svg", ".pdf"):
-        raise Problem(f"demo: --out must end in .png, .svg or .pdf, got {str(arguments.out)!r}")
+    _check_picture("demo", "--out", arguments.out)
     return _need("demo", "demo", "fastloss demo").main(arguments)
 
 
@@ -169,16 +191,62 @@ def bench(arguments: Sequence[str]) -> int:
     return subprocess.call([sys.executable, "-m", "bench", *arguments], cwd=root)
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Namespace], int]]]:
-    parser = argparse.ArgumentParser(prog="fastloss", description="Loss functions for PyTorch with fused forward and backward kernels.")
+MANY_CHOICES = 16  # more are not listed where one of them was mistyped
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints about a choice say which one comes close, and what to read."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*?)' \((?:maybe you meant.*?|choose from )(.*)\)", message, re.DOTALL)
+        choices = re.findall(r"[\w-]+", found[2]) if found else []
+        asked = found[1] if found else ""
+        close = [choice for choice in choices if choice.startswith(asked)] or difflib.get_close_matches(asked, choices)
+        if len(choices) > MANY_CHOICES:
+            message = message.partition(" (")[0]
+        self.print_usage(sys.stderr)
+        maybe = f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"{self.prog}: error: {message}{maybe}\n`{self.prog} --help` tells more\n")
+
+
+EXAMPLES = """\
+examples:
+  fastloss list --task segmentation          what there is for a task
+  fastloss list --search focal               ... or with a word in its name, formula, source or summary
+  fastloss show huber --plot huber.png       formula, arguments, backends, value and gradient of a loss
+  fastloss show monai.DiceCELoss             ... by the name that another library gives it
+  fastloss info                              which backends work here, and why the others do not
+"""
+
+
+def _parser() -> tuple[Parser, dict[str, Callable[[argparse.Namespace], int]]]:
+    from .tasks import by_task
+
+    parser = Parser(
+        prog="fastloss", description="Loss functions for PyTorch with fused forward and backward kernels.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"fastloss {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=f"{help[:1].upper()}{help[1:]}.")
 
-    for name, help in (("info", "show versions, machine, and which backends work or why not"), ("list", "list the losses")):
-        add(name, help).add_argument("--json", action="store_true", help="print JSON")
+    facts = add("info", "show versions, machine, and which backends work or why not")
+    facts.add_argument("--json", action="store_true", help="print JSON")
+
+    listed = add("list", "list the losses; in a pipe name, task, engine, formula and source between tabs, a line a loss")
+    listed.add_argument("--task", choices=list(by_task()), help="only those for a task: %(choices)s", metavar="TASK")
+    words = "only those with every word in a name, the formula, the source or the summary"
+    listed.add_argument("--search", nargs="+", default=[], metavar="WORD", help=words)
+    engines = sorted({loss.engine for loss in LOSSES.values()})
+    listed.add_argument("--engine", choices=engines, help="only those of an engine: %(choices)s", metavar="ENGINE")
+    listed.add_argument("--json", action="store_true", help="print JSON")
+
+    shown = add("show", "show a loss: formula, arguments, shapes, backends, memory, other libraries' names, value and gradient")
+    shown.add_argument("name", metavar="NAME", help="of the loss, its function or module, or another library's (monai.FocalLoss)")
+    shown.add_argument("--plot", type=Path, metavar="FILE", help="also write value and gradient as a picture (.png, .svg, .pdf)")
+    shown.add_argument("--json", action="store_true", help="print JSON")
 
     kernels = add("compile", "compile the Triton kernels ahead of time and check registers, spills and shared memory; needs no GPU")
     kernels.add_argument("--all", action="store_true", help="every kernel in every configuration")
@@ -186,17 +254,17 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     kernels.add_argument("--target", action="append", metavar="ARCH", help="only this GPU (sm_80, sm_90, sm_100, gfx942); may be repeated")
     kernels.add_argument("--json", action="store_true", help="print a JSON row for each kernel, configuration, dtype and target")
 
-    training = add("demo", "train two models with torch's loss and with fastloss's, and compare curves, time and memory")
+    training = add("demo", "train models with torch's losses and with fastloss's, and compare curves, time and memory")
     training.add_argument("--out", type=Path, default=Path("demo.png"), help="picture of the curves (default: %(default)s)")
     training.add_argument("--quick", action="store_true", help="a few steps of each model only")
 
     add("bench", "run the benchmarks (in a checkout; the options are those of `python -m bench`)")
     add("fuzz", "search for inputs on which a backend disagrees with the float64 formula")
-    return parser, {"info": info, "list": list_losses, "compile": compile_kernels, "demo": demo}
+    return parser, {"info": info, "list": list_losses, "show": show, "compile": compile_kernels, "demo": demo}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; gives the exit status: 0, 1 for a finding, 2 for bad arguments or something missing."""
+    """Run the command; gives the exit status: 0, 1 for a finding or nothing found, 2 for bad arguments or something missing."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parser()
     try:
@@ -204,17 +272,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return bench(argv[1:])
         if argv[:1] == ["fuzz"]:
             fuzz = _need("fuzz", "fuzz", "fastloss fuzz")
-            own = argparse.ArgumentParser(prog="fastloss fuzz", description=fuzz.__doc__)
+            own = Parser(prog="fastloss fuzz", description=fuzz.__doc__)
             fuzz.add_arguments(own)
             try:
                 return int(fuzz.main(own.parse_args(argv[1:])) or 0)
             except ValueError as error:
                 raise Problem(str(error)) from error
         arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
         return commands[arguments.command](arguments)
     except Problem as problem:
         errors.print(f"fastloss: {escape(str(problem))}", style="red", highlight=False)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `fastloss list | head` closes the pipe early
         return 0

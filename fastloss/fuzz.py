@@ -460,7 +460,7 @@ def script(case: Case, target: str | Callable | None, backend: str | None, messa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``fastloss fuzz``."""
-    parser.add_argument("--loss", choices=sorted(LOSSES), help="one loss (default: every registered loss)")
+    parser.add_argument("--loss", choices=sorted(LOSSES), metavar="LOSS", help="one of `fastloss list` (default: every registered loss)")
     parser.add_argument("--backend", choices=BACKENDS, help="the backend to test (default: the one that would be chosen)")
     parser.add_argument("--examples", type=int, default=10000, help="cases a loss (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed tries the same cases (default: %(default)s)")

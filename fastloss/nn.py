@@ -8,6 +8,7 @@ Where torch has the module, ours is a subclass of it with the same constructor, 
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from inspect import Parameter, Signature
 
@@ -100,6 +101,7 @@ def define(loss: Loss) -> type[torch.nn.Module]:
 
     forward.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *(parameters[n] for n in inputs)])
     summary = (inspect.getdoc(function) or loss.formula).partition("\n\n")[0]
+    summary = re.sub(r":func:`(\w+)`", r":func:`~fastloss.functional.\1`", summary)  # a name of the function's module, not of this one
     namespace = {
         "__doc__": f"{summary}\n\nThe module of :func:`fastloss.functional.{function.__name__}`, which documents the arguments and shapes.",
         "__module__": __name__,

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from checkout import ROOT
 from rich.console import Console
 
+from bench import __main__ as command
+from bench import report, rivals, scaling, worker
+from bench.workloads import WORKLOADS, Workload
 from fastloss.oracle import check
 from fastloss.registry import LOSSES
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _load_bench() -> None:
-    # The checkout's folder is not on sys.path: other names in it, such as `kernels`, belong to other packages.
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")])
-    module = sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-_load_bench()
-
-from bench import __main__ as command  # noqa: E402
-from bench import report, rivals, scaling, worker  # noqa: E402
-from bench.workloads import WORKLOADS, Workload  # noqa: E402
 
 ENGINE = None
 TINY = "ce tiny fp32 32x10"

@@ -62,14 +62,16 @@ def test_list(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "usage: fastloss [-h] [--version] COMMAND"),
+        ([], "fastloss show monai.DiceCELoss"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["info", "--loud"], "unrecognized arguments: --loud"),
         (["compile"], "compile: say --all"),
         (["compile", "--all", "--target", "sm_1"], "unknown target 'sm_1'; choose from"),
         (["demo", "--out", "/nonexistent/folder/a.png"], "the folder of --out does not exist: /nonexistent/folder"),
         (["demo", "--out", "curves.txt"], "--out must end in .png, .svg or .pdf, got 'curves.txt'"),
-        (["fuzz", "--loss", "nothing"], "invalid choice: 'nothing'"),
+        (["fuzz", "--loss", "zzz"], "argument --loss: invalid choice: 'zzz' `fastloss fuzz --help` tells more"),  # and no list of all
+        (["fuzz", "--loss", "hubre"], "argument --loss: invalid choice: 'hubre'; did you mean huber?"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):
@@ -113,6 +115,20 @@ def test_a_missing_package_is_named(capsys, monkeypatch, tmp_path, command, pack
     monkeypatch.setitem(sys.modules, package, None)
     status, _, err = run(capsys, command)
     assert status == 2 and f"fastloss {command} needs the package {package}" in err and f"pip install 'fastloss[{extra}]'" in err
+
+
+@pytest.mark.parametrize("command", ["info", "list", "show", "compile", "demo", "fuzz"])
+def test_help(command, capsys):
+    status, out, err = run(capsys, command, "--help")
+    assert status == 0 and out.startswith("usage: ") and len(out.splitlines()) > 3 and not err
+
+
+def test_an_interrupt_ends_without_a_traceback(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "information", interrupt)
+    assert run(capsys, "info")[0] == 130
 
 
 def test_fuzz_is_passed_on(capsys, monkeypatch):

@@ -75,18 +75,20 @@ def anyloss(
     .. math:: TP = \sum a t + \epsilon, \; FN = \sum (1 - a) t + \epsilon, \; FP = \sum a (1 - t) + \epsilon, \;
         TN = \sum (1 - a)(1 - t) + \epsilon, \quad \epsilon = 10^{-7}
 
-    | metric | loss is 1 - |
-    |---|---|
-    | ``accuracy`` | (TP + TN) / (TP + TN + FP + FN) |
-    | ``f1``, ``dice`` | 2 TP / (2 TP + FP + FN) |
-    | ``f_beta`` | (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP) |
-    | ``balanced_accuracy``, ``youden_j`` | (TPR + TNR) / 2 |
-    | ``geometric_mean`` | sqrt(TPR TNR) |
-    | ``precision``, ``recall``, ``specificity`` | TP / (TP + FP), TPR = TP / (TP + FN), TNR = TN / (TN + FP) |
-    | ``mcc``, ``cohen_kappa`` | (Matthews' coefficient + 1) / 2, (Cohen's kappa + 1) / 2 |
-    | ``iou`` | TP / (TP + FP + FN) |
-    | ``tversky`` | TP / (TP + alpha FP + beta FN) |
-    | ``focal_tversky`` | the loss is (1 - tversky)^gamma |
+    ==========================================  ==========================================================
+    metric                                      loss is 1 -
+    ==========================================  ==========================================================
+    ``accuracy``                                (TP + TN) / (TP + TN + FP + FN)
+    ``f1``, ``dice``                            2 TP / (2 TP + FP + FN)
+    ``f_beta``                                  (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP)
+    ``balanced_accuracy``, ``youden_j``         (TPR + TNR) / 2
+    ``geometric_mean``                          sqrt(TPR TNR)
+    ``precision``, ``recall``, ``specificity``  TP / (TP + FP), TPR = TP / (TP + FN), TNR = TN / (TN + FP)
+    ``mcc``, ``cohen_kappa``                    (Matthews' coefficient + 1) / 2, (Cohen's kappa + 1) / 2
+    ``iou``                                     TP / (TP + FP + FN)
+    ``tversky``                                 TP / (TP + alpha FP + beta FN)
+    ``focal_tversky``                           the loss is (1 - tversky)^gamma
+    ==========================================  ==========================================================
 
     The gradient vanishes for probabilities far from a half (with L = 73 beyond about 0.45): that is the amplification, not a defect.
 

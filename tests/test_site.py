@@ -1,0 +1,150 @@
+"""The documentation's pages before Sphinx (`make docs`) has them: nothing public is missing or twice, and links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+
+import checkout  # noqa: F401  makes docs importable
+import pytest
+
+import fastloss
+from docs import generate
+from docs.__main__ import loaded_from_elsewhere
+from fastloss import functional, nn
+from fastloss.curves import curve
+from fastloss.names import compat_modules, own_modules, public
+from fastloss.registry import LOSSES
+
+ENGINE = None
+PAGES = generate.pages()
+ENTRIES = [path for text in PAGES.values() for path in re.findall(r"^\.\. auto(?:function|class):: (\S+)$", text, re.MULTILINE)]
+ROLE = re.compile(r":(?:py:)?(?:func|class|mod|meth|data|attr):`([^`]+)`")
+
+
+def offered() -> dict[str, object]:
+    """Every public function and class by the path that users import it by."""
+    modules = [fastloss, functional, nn, *compat_modules().values(), *own_modules().values()]
+    modules += [importlib.import_module(f"fastloss.metric.{short}") for short in generate.METRIC]
+    return {f"{module.__name__}.{name}": thing for module in modules for name, thing in public(module).items()}
+
+
+def test_every_loss_is_on_one_page():
+    for loss in LOSSES.values():
+        for path in (f"fastloss.functional.{loss.function.__name__}", f"fastloss.nn.{nn.class_name(loss)}"):
+            assert ENTRIES.count(path) == 1
+        target = f".. _loss-{loss.name}:"
+        assert [name for name, text in PAGES.items() if target in text] == [f"tasks/{generate.task_of(loss)}.rst"]
+
+
+def test_everything_public_is_there_once():
+    aliases = {path for path, thing in offered().items() if thing.__name__ != path.rpartition(".")[2]}
+    assert sorted(ENTRIES) == sorted(offered().keys() - aliases)
+
+
+def test_everything_public_has_a_docstring():
+    assert [path for path, thing in offered().items() if not (thing.__doc__ or "").strip()] == []
+    modules = [fastloss, functional, nn, fastloss.metric, *compat_modules().values(), *own_modules().values(), *generate.METRIC.values()]
+    assert [module.__name__ for module in modules if not (module.__doc__ or "").strip()] == []
+
+
+def _named(target: str) -> str:
+    """What a role refers to: of ``title <target>`` the target."""
+    found = re.search(r"<([^>]+)>$", target)
+    return (found[1] if found else target).lstrip("~!")
+
+
+def _exists(path: str, where: str) -> bool:
+    """Whether a name, absolute or relative to the module of a docstring, is something documented or of another package."""
+    if path.partition(".")[0] in ("torch", "numpy"):
+        return True
+    if not path.startswith("fastloss"):
+        path = f"{where}.{path}"
+    known = {*offered(), *(module.__name__ for module in compat_modules().values())}
+    known |= {f"fastloss.metric.{short}" for short in generate.METRIC}
+    known |= {*(f"fastloss.{name}" for name in own_modules()), "fastloss.nn", "fastloss.functional", "fastloss.compat", "fastloss.metric"}
+    owner, _, member = path.rpartition(".")
+    return path in known or (owner in known and member in vars(offered().get(owner, object)))
+
+
+@pytest.mark.parametrize("module", sorted({path.rpartition(".")[0] for path in offered()}))
+def test_names_in_docstrings_exist(module):
+    for path, thing in offered().items():
+        if path.rpartition(".")[0] == module:
+            for target in ROLE.findall(inspect.getdoc(thing) or ""):
+                assert _exists(_named(target), module), f"the docstring of {path} refers to {target!r}, which is not documented"
+
+
+def test_links_between_pages():
+    names = {name.rpartition(".")[0] for name in PAGES}
+    labels = {label for text in PAGES.values() for label in re.findall(r"^\.\. _([^:]+):$", text, re.MULTILINE)}
+    drawn = {loss.name for loss in LOSSES.values() if curve(loss) is not None}
+    for page, text in PAGES.items():
+        if page.endswith(".md"):
+            for target in re.findall(r"\]\(([^)]+)\)", text):
+                assert target.startswith("http") or target in PAGES, f"{page} links to {target}"
+            continue
+        assert {_named(target) for target in re.findall(r":ref:`([^`]+)`", text)} <= labels
+        assert {_named(target) for target in re.findall(r":doc:`([^`]+)`", text)} <= names
+        assert set(re.findall(r"^\.\. image:: /pictures/(\w+)\.svg$", text, re.MULTILINE)) <= drawn
+        for target in ROLE.findall(text):
+            assert _exists(_named(target), "fastloss"), f"{page} refers to {target}"
+
+
+@pytest.mark.parametrize("path", generate.MARKDOWN.values())
+def test_links_of_markdown_files(path):
+    """On disk, where they are read too."""
+    for target in re.findall(r"\]\(([^)#\s]+)", (generate.ROOT / path).read_text()):
+        assert re.match("https?://", target) or ((generate.ROOT / path).parent / target).exists(), f"{path} links to {target}"
+
+
+def test_every_page_is_in_the_contents():
+    listed = [page for text in PAGES.values() for page in re.findall(r"^   (?:\w+ <)?/([\w./-]+)>?$", text, re.MULTILINE)]
+    assert sorted(listed) == sorted({name.rpartition(".")[0] for name in PAGES} - {"index"})
+
+
+def test_other_modules_have_pages(tmp_path, monkeypatch):
+    """Those that offer names, and no others."""
+    own_modules.cache_clear()
+    (tmp_path / "offering.py").write_text('"""Offers."""\n__all__ = ["thing"]\n\n\ndef thing():\n    """A thing."""\n')
+    (tmp_path / "inner.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.setattr(fastloss, "__path__", [*fastloss.__path__, str(tmp_path)])
+    try:
+        found = own_modules()
+        assert "offering" in found and "inner" not in found and "nn" not in found
+        assert ".. autofunction:: fastloss.offering.thing" in generate.module_page("offering", found["offering"])
+        assert "   /modules/offering" in generate.pages()["index.rst"].splitlines()
+    finally:
+        sys.modules.pop("fastloss.offering", None)
+        vars(fastloss).pop("offering", None)
+        own_modules.cache_clear()
+
+
+def test_what_is_drawn():
+    for loss in LOSSES.values():
+        text = PAGES[f"tasks/{generate.task_of(loss)}.rst"]
+        assert (f"/pictures/{loss.name}.svg" in text) == (loss.engine in ("elementwise", "row"))
+
+
+def test_a_tables_cells_and_headings():
+    assert generate.table(("a", "b"), [("1", "2")]).splitlines() == [
+        ".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - 1", "     - 2",
+    ]
+    assert generate.heading("ab") == "ab\n--\n" and generate.escaped("|x|_*") == r"\|x\|\_\*"
+    with pytest.raises(ValueError, match="no section 'Nothing'"):
+        generate.section("## Something\n", "Nothing")
+
+
+def test_pages_load_nothing_from_elsewhere():
+    assert loaded_from_elsewhere('<script src="https://example.org/a.js"></script><a href="https://example.org">') != []
+    assert loaded_from_elsewhere('<img src="../a.svg"><a href="https://example.org">') == []
+
+
+def test_pictures_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "LOSSES", {name: LOSSES[name] for name in ("huber", "dice")})
+    monkeypatch.setattr(generate, "pages", lambda: {"a/b.rst": "text"})
+    generate.write(tmp_path)
+    assert (tmp_path / "a" / "b.rst").read_text() == "text"
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["huber.svg"]
