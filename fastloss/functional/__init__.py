@@ -1,12 +1,13 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, boxes, calibration, classification, contrastive, decorrelation, distance, embedding, generative, information, likelihood,
-    linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
+    binary, boxes, calibration, categorical, classification, contrastive, decorrelation, distance, embedding, generative, information,
+    likelihood, linear, lovasz, margin, metric, ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .boxes import *  # noqa: F403
 from .calibration import *  # noqa: F403
+from .categorical import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .contrastive import *  # noqa: F403
 from .decorrelation import *  # noqa: F403
@@ -30,7 +31,7 @@ __all__ = [
     for family in (
         classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz, distance,
         boxes, generative, structure, contrastive, ranking, embedding,
-        decorrelation, linear,
+        decorrelation, linear, categorical,
     )
     for name in family.__all__
 ]
