@@ -420,6 +420,12 @@ def test_reductions_and_weights():
         divided = {"sum": weighted.sum(), None: weighted, "mean_with_sample_weight": weighted.sum() / 4}.get(reduction, weighted.mean())
         torch.testing.assert_close(loss(y, v, sample_weight=w), divided)
     assert dl.CapsuleMarginLoss(reduction="mean_with_sample_weight")(y, v, torch.zeros(3)) == 0
+    y, f = binary(3, 2), real(3, 2)  # a weight for each row of losses
+    torch.testing.assert_close(dl.WassersteinLoss()(y, f, w), (w.unsqueeze(1) * (1 - 2 * y) * f).mean())
+    torch.testing.assert_close(
+        dl.WassersteinLoss(reduction="mean_with_sample_weight")(y, f, w), (w.unsqueeze(1) * (1 - 2 * y) * f).sum() / 8
+    )
+    y, v = one_hot(3, 4), probable(3, 4)
     for reduction in (MEAN, "sum", "none"):  # a scalar stays what it is
         torch.testing.assert_close(dl.BrierScoreLoss(reduction=reduction)(y, v), dl.BrierScoreLoss()(y, v))
     with pytest.raises(ValueError, match="'batchmean' is not a valid value for reduction"):
@@ -444,6 +450,7 @@ def test_own_metrics():
 
     y, p = binary(5, 6), probable(5, 6)
     tp, fn, fp, tn = confusion(y, p, 10.0)
+    torch.testing.assert_close(Unlikelihood(10.0).compute_confusion_matrix(y, p), (tn, fn, fp, tp))
     agree(Unlikelihood(10.0), lambda y, p: confusion(y, p, 10.0)[2] / sum(confusion(y, p, 10.0)), y, p)
     with pytest.raises(NotImplementedError, match="AnyLoss must define call"):
         dl.AnyLoss()(y, p)
