@@ -28,6 +28,13 @@ SIGNATURES = {
         "NTXentLoss": {"temperature": 0.5},
         "VICRegLoss": {"sim_coeff": 25.0, "std_coeff": 25.0, "cov_coeff": 1.0, "variance_target": 1.0},
         "BarlowTwinsLoss": {"lambd": 0.005},
+        "CircleLoss": {"m": 0.25, "gamma": 256, "reduction": "mean"},
+        "ContrastiveLoss": {"margin": 1.0},
+        "DiceLoss": {"smooth": 1.0, "square": False},
+        "FocalLoss": {"alpha": 1.0, "gamma": 2.0, "reduction": "mean"},
+        "TripletLoss": {"margin": 1.0, "reduction": "mean"},
+        "WeightedFocalLoss": {"alpha": ANY, "gamma": 2.0, "reduction": "mean"},
+        "WingLoss": {"omega": 10.0, "epsilon": 2.0},
     },
     lightly: {
         "NTXentLoss": {"temperature": 0.5, "memory_bank_size": 0} | GATHER,
@@ -50,6 +57,14 @@ SIGNATURES = {
         "TripletLoss": {"distance_metric": "euclidean", "triplet_margin": 5.0},
         "BatchHardTripletLoss": {"distance_metric": "euclidean", "margin": 5.0},
         "BatchHardSoftMarginTripletLoss": {"distance_metric": "euclidean"},
+        "BatchAllTripletLoss": {"distance_metric": "euclidean", "margin": 5.0},
+        "BatchSemiHardTripletLoss": {"distance_metric": "euclidean", "margin": 5.0},
+        "DistillKLDivLoss": {"similarity_fct": None, "temperature": 1.0},
+        "GISTEmbedLoss": {"temperature": 0.01, "margin_strategy": "absolute", "margin": 0.0, "contrast_anchors": True,
+                          "contrast_positives": True},
+        "GlobalOrthogonalRegularizationLoss": {"similarity_fct": "cosine", "mean_weight": 1.0, "second_moment_weight": 1.0,
+                                               "aggregation": "mean"},
+        "MegaBatchMarginLoss": {"positive_margin": 0.8, "negative_margin": 0.3},
     },
 }
 

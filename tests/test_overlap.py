@@ -253,6 +253,17 @@ def test_values_by_hand(name, options, wanted, backend):
     assert float(value) == pytest.approx(wanted, abs=3e-7)
 
 
+def test_combo_loss():
+    p = (HIGH, 1 - LOW)
+    cross_entropy, dice = -sum(map(math.log, p)) / 2, both(lambda i, p, t: (2 * i + 1e-5) / (p + t + 1e-5))
+    for alpha in (0.0, 0.25, 1.0):
+        assert float(ours.combo_loss(TWO, PIXELS, alpha)) == pytest.approx(alpha * cross_entropy + (1 - alpha) * dice, abs=3e-7)
+    for option, value in (("group", "all"), ("reduction", "none"), ("power", 2), ("include_background", False), ("smooth", 0.5)):
+        assert torch.equal(ours.combo_loss(TWO, PIXELS, **{option: value}), ours.dice_ce_loss(TWO, PIXELS, 0.5, 0.5, **{option: value}))
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.5"):
+        ours.combo_loss(TWO, PIXELS, 1.5)
+
+
 def test_absent_classes_by_hand(backend):
     logits = torch.tensor([[[4.0, 4.0], [-4.0, -4.0]]])
     labels = torch.tensor([[0, 0]])

@@ -1,14 +1,15 @@
 """Losses as functions: ``loss(input, target, ..., reduction="mean")``, torch's conventions throughout."""
 
 from . import (
-    binary, bootstrap, boxes, calibration, classification, contrastive, decorrelation, detection, dino, distance, distillation,
-    embedding, generative, information, language, likelihood, linear, linear_distillation, lovasz, margin, metric, ranking,
-    regression, scaled, segmentation, structure,
+    binary, bootstrap, boxes, calibration, categorical, classification, contrastive, decorrelation, detection, dino, distance,
+    distillation, embedding, generative, information, language, likelihood, linear, linear_distillation, lovasz, margin, metric,
+    ranking, regression, scaled, segmentation, structure,
 )
 from .binary import *  # noqa: F403
 from .bootstrap import *  # noqa: F403
 from .boxes import *  # noqa: F403
 from .calibration import *  # noqa: F403
+from .categorical import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .contrastive import *  # noqa: F403
 from .decorrelation import *  # noqa: F403
@@ -35,9 +36,9 @@ from .structure import *  # noqa: F403
 __all__ = [
     name
     for family in (
-        classification, regression, scaled, likelihood, binary, margin, calibration, information, segmentation, metric, lovasz,
-        distance, boxes, detection, generative, structure, contrastive, ranking, embedding, decorrelation, linear, language,
-        distillation, linear_distillation, dino, bootstrap,
+        classification, regression, scaled, likelihood, binary, margin, calibration, information, categorical, segmentation,
+        metric, lovasz, distance, boxes, detection, generative, structure, contrastive, ranking, embedding, decorrelation, linear,
+        language, distillation, linear_distillation, dino, bootstrap,
     )
     for name in family.__all__
 ]

@@ -16,8 +16,8 @@ from ..plain import widened
 from ..registry import register
 
 __all__ = [
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "brier_loss", "hinge_embedding_loss", "hinge_loss", "margin_ranking_loss",
-    "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "brier_loss", "brier_score_loss", "hinge_embedding_loss", "hinge_loss",
+    "margin_ranking_loss", "sigmoid_focal_loss", "soft_margin_loss", "squared_hinge_loss",
 ]
 
 _BINARY = {"input": "real", "target": "binary"}
@@ -277,6 +277,9 @@ def brier_loss(
         tensor(0.1250)
     """
     return elementwise_loss("brier", (float(from_logits),), (input, target, None), None, reduction, backend=backend)
+
+
+brier_score_loss = brier_loss  # the score's usual name
 
 
 @register(

@@ -13,18 +13,33 @@ from ..engine import overridden
 from ..plain import same_shape, widened
 from ..registry import register
 
-__all__ = ["calibration_loss", "class_balanced_weights", "spiegelhalter_z_loss"]
+__all__ = ["calibration_loss", "class_balanced_weights", "spiegelhalter_z_loss", "spiegelhalter_z_statistic"]
 
 _VARIANCE = 1e-7  # added to the variance, so that certain predictions have a statistic
 
 
-def _statistic(input: Tensor, target: Tensor, from_logits: bool, variant: str, use_squared: bool) -> Tensor:
+def moments(
+    input: Tensor, target: Tensor, from_logits: bool = False, variant: str = "source", weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum of the residuals, and its variance if the predictions are true; both can be added up over batches."""
     target = target.to(input.dtype)
     p = torch.sigmoid(input) if from_logits else input
     q = torch.sigmoid(-input) if from_logits else 1 - input
     tilt = 1.0 if variant == "source" else q - p
-    residual = (tilt * (target - p)).sum()
-    variance = (tilt * tilt * p * q).sum() + _VARIANCE
+    residual, variance = tilt * (target - p), tilt * tilt * p * q
+    if weight is not None:
+        residual, variance = residual * weight, variance * weight
+    return residual.sum(), variance.sum()
+
+
+def normal_score(residual: Tensor, variance: Tensor) -> Tensor:
+    """The statistic of these moments; 0 where there is no variance."""
+    return torch.where(variance == 0, 0.0, residual / (variance + _VARIANCE).sqrt())
+
+
+def _statistic(input: Tensor, target: Tensor, from_logits: bool, variant: str, use_squared: bool) -> Tensor:
+    residual, variance = moments(input, target, from_logits, variant)
+    variance = variance + _VARIANCE
     return residual * residual / variance if use_squared else residual.abs() / variance.sqrt()
 
 
@@ -139,6 +154,43 @@ def calibration_loss(
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend)
     brier = elementwise_loss("brier", (float(from_logits),), (x, t, None), backend=backend)
     return (alpha * brier + (1 - alpha) * _statistic(x, t, from_logits, variant, use_squared_z)).to(dtype)
+
+
+def spiegelhalter_z_statistic(input: Tensor, target: Tensor, from_logits: bool = False, variant: str = "source") -> Tensor:
+    r"""Spiegelhalter's statistic with its sign: positive where outcomes are more frequent than predicted. A metric, without a gradient.
+
+    .. math:: Z = \frac{\sum_i w_i (t_i - p_i)}{\sqrt{\sum_i w_i^2 p_i (1 - p_i) + 10^{-7}}}
+
+    with :math:`w` as in :func:`spiegelhalter_z_loss`. If the predictions are true it is a standard normal number, so that beyond 1.96
+    calibration is rejected at 5 %.
+
+    Args:
+        input, target, from_logits, variant: as for :func:`spiegelhalter_z_loss`.
+
+    Returns:
+        A scalar in float32 (of float64 input in float64); 0 where all probabilities are 0 or 1.
+
+    Shape:
+        - input, target: any, the same
+
+    Raises:
+        As :func:`spiegelhalter_z_loss`.
+
+    Source:
+        Spiegelhalter 1986, equation 5.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.spiegelhalter_z_statistic(torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+        tensor(-1.)
+    """
+    name = "spiegelhalter_z_statistic"
+    same_shape(name, {"input": input, "target": target})
+    _variant(name, variant)
+    with torch.no_grad():
+        _, (x, t) = widened(name, {"input": input, "target": target}, None)
+        return normal_score(*moments(x, t, from_logits, variant))
 
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.999, normalize: str | None = "num_classes") -> Tensor:

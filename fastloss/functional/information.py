@@ -12,7 +12,10 @@ from ..plain import reduced, widened
 from ..registry import register
 from .classification import cross_entropy, softmax_focal_loss
 
-__all__ = ["decoupled_information_loss", "focal_uncertainty_loss", "goodhart_aware_loss"]
+__all__ = [
+    "analyze_decoupled_information_loss", "analyze_focal_uncertainty_loss", "analyze_goodhart_aware_loss", "decoupled_information_loss",
+    "focal_uncertainty_loss", "goodhart_aware_loss",
+]
 
 _SMALLEST = 1e-7  # a probability whose logarithm is taken
 
@@ -25,10 +28,13 @@ def _logits(name: str, input: Tensor, from_logits: bool, label_smoothing: float)
     return input if from_logits else input.clamp_min(_SMALLEST).log()
 
 
-def _entropy_of_mean(logits: Tensor) -> Tensor:
-    """Of the mean prediction of the batch, in nats."""
+def _entropies(logits: Tensor, target: Tensor, label_smoothing: float, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross-entropy of each sample; in nats the mean of the entropies of the predictions, and the entropy of their mean."""
+    losses, entropy = cross_entropy(
+        logits, target, reduction="none", label_smoothing=label_smoothing, return_entropy=True, backend=backend
+    )
     mean = logits.softmax(1).mean(0)
-    return -torch.xlogy(mean, mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
+    return losses, entropy.mean(), -torch.xlogy(mean, mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
 
 
 @register(
@@ -88,12 +94,47 @@ def decoupled_information_loss(
     _checks.positive(name, "uncertainty_weight", uncertainty_weight, zero=True)
     _checks.positive(name, "diversity_weight", diversity_weight, zero=True)
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend, reduction)
-    logits = _logits(name, x, from_logits, label_smoothing)
-    losses, entropy = cross_entropy(
-        logits, t, reduction="none", label_smoothing=label_smoothing, return_entropy=True, backend=backend
-    )
-    together = uncertainty_weight * entropy.mean() + diversity_weight * _entropy_of_mean(logits)
-    return reduced(losses - together, reduction, dtype)
+    losses, each, mean = _entropies(_logits(name, x, from_logits, label_smoothing), t, label_smoothing, backend)
+    return reduced(losses - (uncertainty_weight * each + diversity_weight * mean), reduction, dtype)
+
+
+def analyze_decoupled_information_loss(
+    input: Tensor,
+    target: Tensor,
+    uncertainty_weight: float = 0.2,
+    diversity_weight: float = 0.01,
+    label_smoothing: float = 0.0,
+    from_logits: bool = True,
+) -> dict[str, Tensor]:
+    r"""What :func:`decoupled_information_loss` is made of, as tensors on the device, without gradients.
+
+    Args:
+        input, target, uncertainty_weight, diversity_weight, label_smoothing, from_logits: as for :func:`decoupled_information_loss`.
+
+    Returns:
+        ``cross_entropy``, a mean; the entropies ``h_conditional_unweighted`` (the mean of those of the samples) and
+        ``h_marginal_unweighted`` (of the mean prediction), in nats; what they add to the loss, ``uncertainty_term_weighted`` and
+        ``diversity_term_weighted``, both at most 0; ``total_loss``, their sum.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.analyze_decoupled_information_loss(torch.zeros(2, 2), torch.tensor([0, 1]))["h_marginal_unweighted"]
+        tensor(0.6931)
+    """
+    name = "analyze_decoupled_information_loss"
+    with torch.no_grad():
+        _, (x, t) = widened(name, {"input": input, "target": target}, None)
+        losses, each, mean = _entropies(_logits(name, x, from_logits, label_smoothing), t, label_smoothing, None)
+        parts = {
+            "cross_entropy": losses.mean(),
+            "h_conditional_unweighted": each,
+            "h_marginal_unweighted": mean,
+            "uncertainty_term_weighted": -uncertainty_weight * each,
+            "diversity_term_weighted": -diversity_weight * mean,
+        }
+        total = parts["cross_entropy"] + parts["uncertainty_term_weighted"] + parts["diversity_term_weighted"]
+        return {"total_loss": total, **parts}
 
 
 @register(
@@ -155,16 +196,58 @@ def focal_uncertainty_loss(
         raise ValueError(f"{name}: alpha must be in [0, 1], got {alpha}")
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend, reduction)
     logits = _logits(name, x, from_logits, label_smoothing)
-    spread = t
-    if label_smoothing:
-        classes = logits.shape[1]
-        whole = t if t.is_floating_point() else torch.zeros_like(logits).scatter(1, t.long().unsqueeze(1), 1.0)
-        spread = (1 - label_smoothing) * whole + label_smoothing / classes
-    losses = alpha * softmax_focal_loss(logits, spread, gamma, reduction="none", backend=backend)
+    losses = _focal(logits, t, alpha, gamma, label_smoothing, backend)
     if uncertainty_weight:
         _, entropy = cross_entropy(logits, t, reduction="none", return_entropy=True, backend=backend)
         losses = losses - uncertainty_weight * entropy.mean()
     return reduced(losses, reduction, dtype)
+
+
+def _focal(logits: Tensor, target: Tensor, alpha: float, gamma: float, label_smoothing: float, backend: str | None) -> Tensor:
+    """The focal loss of each sample."""
+    if label_smoothing:
+        classes = logits.shape[1]
+        whole = target if target.is_floating_point() else torch.zeros_like(logits).scatter(1, target.long().unsqueeze(1), 1.0)
+        target = (1 - label_smoothing) * whole + label_smoothing / classes
+    return alpha * softmax_focal_loss(logits, target, gamma, reduction="none", backend=backend)
+
+
+def analyze_focal_uncertainty_loss(
+    input: Tensor,
+    target: Tensor,
+    uncertainty_weight: float = 0.2,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    from_logits: bool = True,
+) -> dict[str, Tensor]:
+    r"""What :func:`focal_uncertainty_loss` is made of, as tensors on the device, without gradients.
+
+    Args:
+        input, target, uncertainty_weight, alpha, gamma, label_smoothing, from_logits: as for :func:`focal_uncertainty_loss`.
+
+    Returns:
+        ``focal_loss``, a mean; ``h_conditional_unweighted``, the mean of the entropies of the predictions, in nats; what that adds to the
+        loss, ``uncertainty_term_weighted``, at most 0; ``total_loss``, the sum.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.analyze_focal_uncertainty_loss(torch.zeros(2, 2), torch.tensor([0, 1]))["focal_loss"]
+        tensor(0.0433)
+    """
+    name = "analyze_focal_uncertainty_loss"
+    with torch.no_grad():
+        _, (x, t) = widened(name, {"input": input, "target": target}, None)
+        logits = _logits(name, x, from_logits, label_smoothing)
+        each = _entropies(logits, t, 0.0, None)[1]
+        focal = _focal(logits, t, alpha, gamma, label_smoothing, None).mean()
+        return {
+            "total_loss": focal - uncertainty_weight * each,
+            "focal_loss": focal,
+            "h_conditional_unweighted": each,
+            "uncertainty_term_weighted": -uncertainty_weight * each,
+        }
 
 
 @register(
@@ -226,10 +309,42 @@ def goodhart_aware_loss(
     if mi_weight > 0.1:
         _checks.warn(f"{name}: mi_weight={mi_weight} is above 0.1, where predictions tell little about their input")
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend, reduction)
-    logits = _logits(name, x, from_logits, label_smoothing)
-    losses, entropy = cross_entropy(
-        logits, t, reduction="none", label_smoothing=label_smoothing, return_entropy=True, backend=backend
-    )
-    each = entropy.mean()
-    told = torch.relu(_entropy_of_mean(logits) - each)
-    return reduced(losses + (mi_weight * told - entropy_weight * each), reduction, dtype)
+    losses, each, mean = _entropies(_logits(name, x, from_logits, label_smoothing), t, label_smoothing, backend)
+    return reduced(losses + (mi_weight * torch.relu(mean - each) - entropy_weight * each), reduction, dtype)
+
+
+def analyze_goodhart_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    entropy_weight: float = 0.1,
+    mi_weight: float = 0.01,
+    from_logits: bool = True,
+) -> dict[str, Tensor]:
+    r"""What :func:`goodhart_aware_loss` is made of, as tensors on the device, without gradients.
+
+    Args:
+        input, target, label_smoothing, entropy_weight, mi_weight, from_logits: as for :func:`goodhart_aware_loss`.
+
+    Returns:
+        ``cross_entropy``, a mean; ``entropy_term_unweighted``, :math:`-H_c`, and ``mi_term_unweighted``, :math:`\max(0, H_m - H_c)`, in
+        nats; what they add to the loss, ``entropy_term_weighted`` and ``mi_term_weighted``; ``total_loss``, the sum.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.analyze_goodhart_aware_loss(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 1]))["mi_term_unweighted"]
+        tensor(0.6931)
+    """
+    name = "analyze_goodhart_aware_loss"
+    with torch.no_grad():
+        _, (x, t) = widened(name, {"input": input, "target": target}, None)
+        losses, each, mean = _entropies(_logits(name, x, from_logits, label_smoothing), t, label_smoothing, None)
+        told = torch.relu(mean - each)
+        parts = {"cross_entropy": losses.mean(), "entropy_term_weighted": -entropy_weight * each, "mi_term_weighted": mi_weight * told}
+        return {
+            "total_loss": parts["cross_entropy"] + parts["entropy_term_weighted"] + parts["mi_term_weighted"],
+            "entropy_term_unweighted": -each,
+            "mi_term_unweighted": told,
+            **parts,
+        }

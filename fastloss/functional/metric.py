@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._checks import positive
 from ..engine import overridden
 from ..overlap import STATISTICS, overlap_statistics
 from ..registry import register
 
-__all__ = ["anyloss"]
+__all__ = ["anyloss", "soft_confusion_matrix"]
 
 _TINY = 1e-7  # added to each soft count
 
@@ -51,6 +52,66 @@ _SCORES: dict[str, Callable[..., Tensor]] = {
     "tversky": lambda tp, fn, fp, tn, alpha, tversky_beta, **_: tp / (tp + alpha * fp + tversky_beta * fn),
 }
 METRICS = (*_SCORES, "focal_tversky")
+
+
+def _counts(
+    name: str, input: Tensor, target: Tensor, amplifying_scale: float, from_logits: bool, backend: str | None
+) -> tuple[tuple[Tensor, ...], torch.dtype]:
+    """The soft counts, and the dtype of a loss of this input."""
+    positive(name, "amplifying_scale", amplifying_scale)
+    if isinstance(input, Tensor) and isinstance(target, Tensor):
+        if input.shape != target.shape:
+            raise ValueError(f"{name}: input of shape {tuple(input.shape)} and target of shape {tuple(target.shape)} must have one shape")
+        input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
+    functor = "amplified_sigmoid" if from_logits else "amplified"
+    statistics, dtype = overlap_statistics(name, functor, (float(amplifying_scale),), input, target, None, backend)
+    sums = dict(zip(STATISTICS, statistics[0, 0].unbind(-1)))
+    both, predicted, there = sums["intersection"], sums["input"], sums["target"]
+    # Differences of sums over the same elements first: without positives or negatives these are exactly 0.
+    fn, fp = (there - both).clamp_min(0.0), (predicted - both).clamp_min(0.0)
+    tn = ((sums["count"] - there) - fp).clamp_min(0.0)
+    return tuple(count + _TINY for count in (both, fn, fp, tn)), dtype
+
+
+def soft_confusion_matrix(
+    input: Tensor, target: Tensor, amplifying_scale: float = 73.0, from_logits: bool = False, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The counts that :func:`anyloss` scores, for a metric of one's own: whatever is made of them has a gradient.
+
+    .. math:: TP = \sum a t + \epsilon, \; FN = \sum (1 - a) t + \epsilon, \; FP = \sum a (1 - t) + \epsilon, \;
+        TN = \sum (1 - a)(1 - t) + \epsilon, \quad a = \sigma(L (p - \tfrac12)), \; \epsilon = 10^{-7}
+
+    Args:
+        input: probabilities, or logits with `from_logits`; float32, float64, bfloat16 or float16, any shape.
+        target: labels 0 and 1 of any integer dtype or bool, or numbers in [0, 1], of `input`'s shape.
+        amplifying_scale: L, positive. Default: 73.
+        from_logits: whether `input` is logits. Default: False.
+        backend: as for :func:`anyloss`.
+
+    Returns:
+        TP, FN, FP and TN over all elements, in float32 (of float64 input in float64).
+
+    Shape:
+        four scalars.
+
+    Raises:
+        As :func:`anyloss`.
+
+    Source:
+        Han et al. 2024 (AnyLoss), equations 9 and 12.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> tp, fn, fp, tn = F.soft_confusion_matrix(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1, 0, 0]))
+        >>> tp / (tp + fp)
+        tensor(0.5000)
+    """
+    if has_torch_function_variadic(input, target):
+        return handle_torch_function(
+            soft_confusion_matrix, (input, target), input, target, amplifying_scale, from_logits, backend=backend
+        )
+    return _counts("soft_confusion_matrix", input, target, amplifying_scale, from_logits, backend)[0]
 
 
 @register("overlap", formula="1 - metric(TP, FN, FP, TN) of a = sigmoid(L (p - 1/2))", source="Han et al. 2024, equations 9 and 12",
@@ -127,22 +188,11 @@ def anyloss(
     name = "anyloss"
     if metric not in METRICS:
         raise ValueError(f"{name}: unknown metric {metric!r}; wanted one of {', '.join(METRICS)}")
-    for option, value in (("amplifying_scale", amplifying_scale), ("beta", beta), ("gamma", gamma)):
+    for option, value in (("beta", beta), ("gamma", gamma)):
         positive(name, option, value)
     for option, value in (("alpha", alpha), ("tversky_beta", tversky_beta)):
         positive(name, option, 0.0 if value is None else value, zero=True)
-    if isinstance(input, Tensor) and isinstance(target, Tensor):
-        if input.shape != target.shape:
-            raise ValueError(f"{name}: input of shape {tuple(input.shape)} and target of shape {tuple(target.shape)} must have one shape")
-        input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
-    functor = "amplified_sigmoid" if from_logits else "amplified"
-    statistics, dtype = overlap_statistics(name, functor, (float(amplifying_scale),), input, target, None, backend)
-    sums = dict(zip(STATISTICS, statistics[0, 0].unbind(-1)))
-    both, predicted, there = sums["intersection"], sums["input"], sums["target"]
-    # Differences of sums over the same elements first: without positives or negatives these are exactly 0.
-    fn, fp = (there - both).clamp_min(0.0), (predicted - both).clamp_min(0.0)
-    tn = ((sums["count"] - there) - fp).clamp_min(0.0)
-    counts = tuple(count + _TINY for count in (both, fn, fp, tn))
+    counts, dtype = _counts(name, input, target, amplifying_scale, from_logits, backend)
     focal = metric == "focal_tversky"
     defaults = {"alpha": 0.7, "tversky_beta": 0.3} if focal else {"alpha": 0.5, "tversky_beta": 0.5}
     given = {"alpha": alpha, "tversky_beta": tversky_beta}

@@ -14,7 +14,8 @@ from ..regions import DICE, JACCARD, Sums, check_ratio, choice, class_weight, do
 from ..registry import register
 
 __all__ = [
-    "dice_loss", "generalized_dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss", "dice_ce_loss", "dice_focal_loss",
+    "dice_loss", "generalized_dice_loss", "jaccard_loss", "tversky_loss", "focal_tversky_loss", "combo_loss", "dice_ce_loss",
+    "dice_focal_loss",
 ]
 
 
@@ -352,6 +353,59 @@ def dice_ce_loss(
         return overridden("dice_ce", locals(), (input, target, weight))
     given, name = locals(), "dice_ce_loss"
     return _with_pointwise(name, given, "cross_entropy", lambda activation: (), lambda_dice, lambda_ce)
+
+
+@documented
+def combo_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float = 0.5,
+    *,
+    activation: str | None = None,
+    smooth: float = 1e-5,
+    smooth_denominator: float | None = None,
+    eps: float = 1e-7,
+    power: int = 1,
+    soft_label: bool = False,
+    group: str = "sample",
+    absent: str = "keep",
+    weight: Tensor | None = None,
+    include_background: bool = True,
+    ignore_index: int | None = None,
+    channel_dim: int = 1,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Combo loss: a mean of cross-entropy and Dice loss, from one read of the logits.
+
+    .. math:: \ell = \alpha \, \text{CE} + (1 - \alpha) \, \text{Dice}
+
+    Both as in :func:`dice_ce_loss`, which has a factor for each.
+
+    Args:
+        alpha: share of the cross-entropy, in [0, 1]. Default: 0.5.
+        weight: (C,), a factor for each class in both losses; with ``group="image"`` or ``"all"`` in the cross-entropy only.
+        activation: ``"softmax"`` over the channels or ``"sigmoid"``. Default: softmax, but sigmoid for one channel.
+
+    Shape:
+        the mean or sum: ``()``; without a reduction by `group`, the cross-entropy added to every entry.
+
+    Source:
+        Taghanaki et al. 2019, equation 3, with the Dice loss in the place of minus the Dice coefficient.
+
+    Example:
+        >>> import torch, fastloss
+        >>> logits = torch.tensor([[[2.0, -1.0], [-2.0, 1.0]]])
+        >>> fastloss.functional.combo_loss(logits, torch.tensor([[0, 1]]))
+        tensor(0.0707)
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"combo_loss: alpha must be in [0, 1], got {alpha}")
+    return dice_ce_loss(
+        input, target, 1.0 - alpha, alpha, activation=activation, smooth=smooth, smooth_denominator=smooth_denominator, eps=eps,
+        power=power, soft_label=soft_label, group=group, absent=absent, weight=weight, include_background=include_background,
+        ignore_index=ignore_index, channel_dim=channel_dim, reduction=reduction, backend=backend,
+    )
 
 
 def _with_pointwise(name: str, given: dict, term: str, params: Callable, lambda_dice: float, lambda_term: float) -> Tensor:

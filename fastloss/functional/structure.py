@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
@@ -11,7 +13,7 @@ from ..engine import overridden
 from ..plain import reduced, same_shape, widened
 from ..registry import register
 
-__all__ = ["clustering_loss", "feature_alignment_loss"]
+__all__ = ["ClusteringMetrics", "clustering_loss", "clustering_metrics", "feature_alignment_loss"]
 
 
 @register(
@@ -73,6 +75,93 @@ def clustering_loss(
     balance = (p.mean(0) - 1 / p.shape[1]).square().mean()
     balance = balance * len(p) if reduction == "sum" else balance
     return (distance_weight * distance + distribution_weight * balance).to(dtype)
+
+
+class ClusteringMetrics(NamedTuple):
+    """What :func:`clustering_metrics` gives.
+
+    Args:
+        silhouette: the mean silhouette of the samples, in [-1, 1]; -1 where there is one cluster, or as many as samples.
+        inertia: the sum of the squared distances of the samples from the means of their clusters.
+        cluster_sizes: (K,) numbers of samples.
+        cluster_distribution: (K,) shares of the samples.
+        mean_distance: the mean distance of the samples from the means of their clusters.
+    """
+
+    silhouette: Tensor
+    inertia: Tensor
+    cluster_sizes: Tensor
+    cluster_distribution: Tensor
+    mean_distance: Tensor
+
+
+_TABLE = 1 << 22  # distances held at once
+
+
+def clustering_metrics(data: Tensor, assignments: Tensor) -> ClusteringMetrics:
+    r"""How well samples are clustered: silhouette, inertia, sizes. Metrics on the samples' device, without gradients.
+
+    A sample belongs to the cluster that it is assigned to most. With :math:`a_i` its mean distance to the others of its cluster and
+    :math:`b_i` the least mean distance to another cluster, its silhouette is
+
+    .. math:: s_i = \frac{b_i - a_i}{\max(a_i, b_i)}
+
+    and 0 where it is alone in its cluster. Distances are computed for some rows at a time, so memory is :math:`O(N (D + K))`.
+
+    Args:
+        data: samples; float32, float64, bfloat16 or float16.
+        assignments: to K clusters, soft or one-hot.
+
+    Returns:
+        A :class:`ClusteringMetrics` of tensors.
+
+    Shape:
+        - data: :math:`(N, D)`
+        - assignments: :math:`(N, K)`
+
+    Raises:
+        ValueError: shapes do not fit. Otherwise as :func:`fastloss.functional.mse_loss`.
+
+    Source:
+        Rousseeuw 1987, section 2; inertia: Lloyd 1982.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> found = F.clustering_metrics(torch.tensor([[0.0], [2.0], [10.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        >>> found.inertia, found.cluster_sizes
+        (tensor(2.), tensor([2, 1]))
+    """
+    name = "clustering_metrics"
+    for argument, tensor in (("data", data), ("assignments", assignments)):
+        if isinstance(tensor, Tensor) and tensor.dim() != 2:
+            raise ValueError(f"{name}: {argument} must have 2 dimensions, got {tuple(tensor.shape)}")
+    with torch.no_grad():
+        _, (x, weights) = widened(name, {"data": data, "assignments": assignments}, None)
+        if len(x) != len(weights):
+            raise ValueError(f"{name}: data and assignments must have as many rows, got {len(x)} and {len(weights)}")
+        label = weights.argmax(1)
+        member = torch.nn.functional.one_hot(label, weights.shape[1]).to(x.dtype)
+        sizes = member.sum(0)
+        means = member.t() @ x / sizes.clamp_min(1).unsqueeze(1)
+        square = (x - means[label]).square().sum(1)
+        used = (sizes > 0).sum()
+        silhouette = _silhouettes(x, member, label, sizes).mean()
+        valid = (used > 1) & (used < len(x))
+        return ClusteringMetrics(
+            torch.where(valid, silhouette, -1.0), square.sum(), sizes.long(), sizes / len(x), square.sqrt().mean()
+        )
+
+
+def _silhouettes(x: Tensor, member: Tensor, label: Tensor, sizes: Tensor) -> Tensor:
+    rows = max(_TABLE // max(len(x), 1), 1)
+    to_clusters = [torch.cdist(part, x, compute_mode="donot_use_mm_for_euclid_dist") @ member for part in x.split(rows)]
+    total, own = torch.cat(to_clusters), label.unsqueeze(1)
+    others = (sizes[label] - 1).clamp_min(1)
+    near = total.gather(1, own).squeeze(1) / others
+    elsewhere = torch.where(sizes > 0, total / sizes.clamp_min(1), torch.inf).scatter(1, own, torch.inf).amin(1)
+    largest = torch.maximum(near, elsewhere)
+    return torch.where((sizes[label] > 1) & (largest > 0), (elsewhere - near) / largest, 0.0)
 
 
 @register(
