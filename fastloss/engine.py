@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -88,3 +89,10 @@ def overridden(name: str, options: dict[str, object], tensors: tuple[Tensor | No
     positional = [p for p in taken.values() if p.default is p.empty]
     named = {option: value for option, value in options.items() if option in taken}
     return handle_torch_function(function, tensors, *(named.pop(p.name) for p in positional), **named)
+
+
+def over_group(module: str, name: str, group: object, *args):
+    """Hand the call of a public function to the loss `name` of a module of :mod:`fastloss.distributed`, which is imported for that."""
+    if not torch.distributed.is_available():
+        raise RuntimeError(f"{name}: group needs torch.distributed, which this build of torch does not have")
+    return getattr(importlib.import_module(f"fastloss.distributed.{module}"), name)(group, *args)
