@@ -96,3 +96,10 @@ def over_group(module: str, name: str, group: object, *args):
     if not torch.distributed.is_available():
         raise RuntimeError(f"{name}: group needs torch.distributed, which this build of torch does not have")
     return getattr(importlib.import_module(f"fastloss.distributed.{module}"), name)(group, *args)
+
+
+def is_sharded(tensor: Tensor, dim: int) -> bool:
+    """Whether a tensor is a DTensor of which each process has some slices of a dimension, or of the only one."""
+    if type(tensor) is Tensor or not hasattr(tensor, "placements"):
+        return False
+    return any(placement.is_shard(min(dim, tensor.dim() - 1)) for placement in tensor.placements)

@@ -84,7 +84,8 @@ def compare(loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list
 def close(got: Tensor, wanted: Tensor) -> None:
     eps = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[got.dtype]
     assert got.shape == wanted.shape, (got.shape, wanted.shape)
-    torch.testing.assert_close(got.detach().double(), wanted.detach(), rtol=eps, atol=eps, equal_nan=True)
+    got, wanted = got.detach().double(), wanted.detach().double()  # torch.testing would import sympy in every process, 2 s
+    assert torch.allclose(got, wanted, rtol=eps, atol=eps, equal_nan=True), f"got {got}, wanted {wanted}"
 
 
 def rows_of(total: int, dtype: torch.dtype = torch.float64, features: int = FEATURES) -> Tensor:
@@ -157,6 +158,127 @@ def sup_con():
     compare(F.sup_con_loss, [rows_of(total, torch.float32), labels], [number(0.3, torch.float32)], rows)
 
 
+def classes_of(total: int) -> list[list[int]]:
+    """How many classes each rank has: as a chunk gives them, unevenly, and none."""
+    world = dist.get_world_size()
+    even = [len(c) for c in torch.arange(total).chunk(world)]
+    return [even, [total - world + 1, *[1] * (world - 1)], [0, *[len(c) for c in torch.arange(total).chunk(world - 1)]]]
+
+
+@case
+def vocabulary():
+    rank = dist.get_rank()
+    target = torch.tensor([0, 10, 3, -100, 7, 5, -100])
+    options = (
+        {}, {"reduction": "sum"}, {"reduction": "none", "softcap": 2.0, "logit_scale": 0.5}, {"label_smoothing": 0.2, "z_loss": 0.1},
+        {"weight": 1, "z_loss": 0.1}, {"weight": 1, "label_smoothing": 0.3, "softcap": 2.0, "logit_scale": 1.5},
+        {"ignore_index": 3, "reduction": "none", "label_smoothing": 0.1},
+    )
+    for split in classes_of(11):
+        for more in options:
+            for dtype in (torch.float64, torch.float32):
+                if dtype == torch.float32 and more:
+                    continue
+                _vocabulary(target, split, more, dtype)
+    _vocabulary(target, split, {"z_loss": 0.1}, torch.bfloat16)
+    _vocabulary(target.abs() * 0 - 100, split, {}, torch.float64)
+    # A large offset does not cancel; -inf is legal; ignored rows may hold anything.
+    x = torch.randn(7, 11) + 1e5
+    x[1], x[3] = torch.where(torch.arange(11) < 9, -torch.inf, x[1]), torch.nan
+    local = x.split(split, 1)[rank].clone().requires_grad_()
+    wanted = F.cross_entropy(x.double(), target, reduction="none")
+    got = F.cross_entropy(local, target, reduction="none", group=dist.group.WORLD)
+    assert torch.allclose(got.double(), wanted, atol=1e-5), (got, wanted)
+    got.sum().backward()
+    assert local.grad.isfinite().all() and (local.grad[3] == 0).all()
+
+
+def _vocabulary(target: Tensor, split: list[int], more: dict, dtype: torch.dtype) -> None:
+    rank = dist.get_rank()
+    more = {"ignore_index": -100} | more
+    target = torch.where(target == -100, more["ignore_index"], target)
+    x = torch.randn(len(target), sum(split), dtype=torch.float64).to(dtype)
+    weight = {"weight": torch.rand(sum(split), dtype=torch.float64).to(dtype)} if "weight" in more else {}
+    more = {"return_lse": True, "return_accuracy": True} | more | weight
+    whole = x.clone().double().requires_grad_()
+    wanted, lse, accuracy = F.cross_entropy(whole, target, **more | {name: w.double() for name, w in weight.items()}, backend="eager")
+    up, up_lse = torch.rand(wanted.shape).bfloat16().double(), torch.rand(lse.shape, dtype=torch.float64).to(dtype)
+    torch.autograd.backward([wanted, lse], [up, up_lse.double()])
+    for backend in ("eager", "auto"):
+        local = x.split(split, 1)[rank].clone().requires_grad_()
+        got, got_lse, got_accuracy = F.cross_entropy(local, target, **more, group=dist.group.WORLD, backend=backend)
+        torch.autograd.backward([got, got_lse], [up.to(dtype), up_lse.to(got_lse.dtype)])
+        close(got, wanted)
+        close(got_lse, lse)
+        assert torch.equal(got_accuracy.double(), accuracy)
+        close(local.grad, whole.grad.split(split, 1)[rank])
+
+
+@case
+def vocabulary_as_dtensor():
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    x, target = torch.randn(2, 9, 3, dtype=torch.float64), torch.randint(9, (2, 3))
+    whole = x.clone().requires_grad_()
+    wanted = F.cross_entropy(whole, target)
+    wanted.backward()
+    for labels in (target, distribute_tensor(target, mesh, [Replicate()])):
+        sharded = distribute_tensor(x, mesh, [Shard(1)]).requires_grad_()
+        got = F.cross_entropy(sharded, labels)
+        got.backward()
+        close(got, wanted)
+        close(sharded.grad.full_tensor(), whole.grad)
+    raises(lambda: F.cross_entropy(x[:, : 4 + (dist.get_rank() == 0)], target + 20, group=dist.group.WORLD), "out of bounds", IndexError)
+    raises(lambda: F.cross_entropy(x, target + dist.get_rank() % 2, group=dist.group.WORLD), "the target must be the same", ValueError)
+
+
+@case
+def linear():
+    rank, group = dist.get_rank(), dist.group.WORLD
+    target = torch.tensor([0, 10, 3, -100, 7, 5, -100])
+    options = (
+        {}, {"reduction": "none", "softcap": 2.0, "logit_scale": 0.5}, {"label_smoothing": 0.2, "z_loss": 0.1},
+        {"weight": 1, "reduction": "sum"}, {"weight": 1, "label_smoothing": 0.3, "softcap": 2.0}, {"weight": 1, "label_smoothing": 0.3},
+    )
+    for split in classes_of(11):
+        for more in options:
+            x, w, b = (torch.randn(n, dtype=torch.float64) for n in ((7, 5), (11, 5), (11,)))
+            more = {"return_lse": True, "return_accuracy": True} | more | ({"weight": torch.rand(11).double()} if "weight" in more else {})
+            exact = [t.clone().requires_grad_() for t in (x, w, b)]
+            wanted = F.linear_cross_entropy(*exact[:2], target, linear_bias=exact[2], **more, backend="eager")
+            ups = [torch.randn_like(t) for t in wanted[:2]]
+            torch.autograd.backward(wanted[:2], ups)
+            for backend in ("eager", "auto"):
+                mine = [t.clone().requires_grad_() for t in (x, w.split(split)[rank], b.split(split)[rank])]
+                got = F.linear_cross_entropy(*mine[:2], target, linear_bias=mine[2], **more, group=group, backend=backend)
+                torch.autograd.backward(got[:2], ups)
+                for g, wanted_one in zip(got, wanted):
+                    close(g, wanted_one)
+                close(mine[0].grad, exact[0].grad)
+                for t, e in zip(mine[1:], exact[1:]):
+                    close(t.grad, e.grad.split(split)[rank])
+    raises(lambda: F.linear_cross_entropy(x, w, target, z_loss=0.1 * rank, group=group), "the options must be the same", ValueError)
+
+
+@case
+def linear_of_dtensors():
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    sets, target = [torch.randn(n, dtype=torch.float64) for n in ((9, 5), (10, 5), (10,))], torch.randint(10, (9,))
+    exact = [t.clone().requires_grad_() for t in sets]
+    wanted = F.linear_cross_entropy(*exact[:2], target, linear_bias=exact[2])
+    wanted.backward()
+    for rows in (Replicate(), Shard(0)):  # all of them everywhere, or sequence parallelism
+        x, w, b = (distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in zip(sets, (rows, Shard(0), Shard(0))))
+        got = F.linear_cross_entropy(x, w, target, linear_bias=b)
+        got.backward()
+        close(got, wanted)
+        for t, e in zip((x, w, b), exact):
+            close(t.grad.full_tensor(), e.grad)
+
+
 @case
 def agreement():
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -168,7 +290,7 @@ def agreement():
         "temperature must be .*'0.5' on rank": lambda: F.nt_xent_loss(x, x, 0.5 if rank == world - 1 else 0.25, group=dist.group.WORLD),
         "image's dtype must be": lambda: F.clip_loss(*(2 * [x.double() if rank else x]), 2.0, group=dist.group.WORLD),
         "requires_grad must be": lambda: F.clip_loss(x, x.clone().requires_grad_(rank == 0), 2.0, group=dist.group.WORLD),
-        "compute different losses: clip on rank": lambda: (F.clip_loss if rank else F.siglip_loss)(
+        "compute different losses: siglip on rank 0, clip on rank": lambda: (F.clip_loss if rank else F.siglip_loss)(
             x, x, 2.0, None, group=dist.group.WORLD
         ),
         "rank 0 of the group has failed: ValueError: clip: text must have image's shape|clip: text must have": lambda: F.clip_loss(
