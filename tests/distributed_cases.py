@@ -14,6 +14,7 @@ from torch import Tensor
 import fastloss.distributed.contrastive  # noqa: F401  so that it is imported before processes part
 import fastloss.functional as F
 from fastloss.distributed import Group, ring
+from fastloss.metric import distances, losses, reducers
 
 CASES: dict[str, Callable[[], None]] = {}
 SPLITS = ((3, 3, 3, 3), (5, 1, 3, 2), (3, 0, 4, 2))  # rows of each rank
@@ -156,6 +157,44 @@ def sup_con():
             compare(F.sup_con_loss, [rows_of(total), labels], [number(0.3)], rows)
         compare(F.sup_con_loss, [rows_of(total), torch.arange(total) % 3], [number(0.3)], rows, reduction="none")
     compare(F.sup_con_loss, [rows_of(total, torch.float32), labels], [number(0.3, torch.float32)], rows)
+
+
+METRIC = {
+    "ContrastiveLoss": ({}, {"pos_margin": 0.3, "neg_margin": 0.8}),
+    "SignalToNoiseRatioContrastiveLoss": ({},),
+    "IntraPairVarianceLoss": ({"pos_eps": 0.1, "neg_eps": 0.2},),
+    "NTXentLoss": ({}, {"reducer": reducers.SumReducer()}),
+    "TupletMarginLoss": ({"scale": 8},),
+    "LiftedStructureLoss": ({"neg_margin": 0.6, "pos_margin": 0.2},),
+    "GeneralizedLiftedStructureLoss": ({},),
+    "SupConLoss": ({},),
+    "MultiSimilarityLoss": ({"alpha": 1, "beta": 8}, {"distance": distances.LpDistance(power=2), "beta": 8}),
+    "CircleLoss": ({"gamma": 4},),
+}
+
+
+@case
+def metric():
+    for rows in splits():
+        total = sum(rows)
+        x = rows_of(total) + 3
+        for labels in (torch.arange(total) % 3, torch.arange(total) // rows[0], torch.arange(total)):
+            for name, each in METRIC.items():
+                for options in each[: 2 if rows[1] == 0 else 1]:
+                    whole = x.clone().requires_grad_()
+                    wanted = getattr(losses, name)(**options)(whole, labels)
+                    wanted.backward()
+                    mine = own(x, rows).requires_grad_()
+                    got = getattr(losses, name)(**options, group=dist.group.WORLD)(mine, own(labels, rows))
+                    got.backward()
+                    close(got, wanted)
+                    close(mine.grad, own(whole.grad, rows))
+    for options, message in (
+        ({"temperature": 0.1 + dist.get_rank()}, "the loss's settings must be the same"),
+        ({"reducer": reducers.DoNothingReducer()}, "sums only"),
+    ):
+        loss = losses.SupConLoss(**options, group=dist.group.WORLD)
+        raises(lambda loss=loss: loss(mine, own(labels, rows)), message, (ValueError, NotImplementedError))
 
 
 def classes_of(total: int) -> list[list[int]]:

@@ -93,6 +93,12 @@ class Group:
         dist.all_gather(list(every.unbind()), own.contiguous(), group=self.process_group)
         return every
 
+    def concatenated(self, own: Tensor, of: int = 0) -> Tensor:
+        """The rows of all ranks, as many as one of the sizes says."""
+        sizes = self.every(of)
+        padded = torch.cat([own, own.new_zeros((max(sizes) - len(own), *own.shape[1:]))])
+        return torch.cat([rows[:size] for rows, size in zip(self.gather(padded), sizes)])
+
     def all_reduce(self, own: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         """The sum over the ranks, or another reduction, in place."""
         if self.world > 1:

@@ -94,8 +94,7 @@ def _gathered(group: Group, sizes: Sequence[int], block: Tensors, visit: Callabl
     most, own = max(sizes), sizes[group.rank]
     blocks = []
     for t in block:
-        padded = t if own == most else torch.cat([t, t.new_zeros((most - own, *t.shape[1:]))])
-        blocks.append(group.gather(padded))
+        blocks.append(group.gather(torch.cat([t, t.new_zeros((most - own, *t.shape[1:]))])))
     found = [visit(owner, [t[owner, : sizes[owner]] for t in blocks]) for owner in range(group.world)]
     merged = []
     for parts in zip(*found):
