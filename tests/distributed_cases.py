@@ -343,6 +343,31 @@ def linear_of_dtensors():
 
 
 @case
+def margins():
+    rank, world = dist.get_rank(), dist.get_world_size()
+    x, labels = rows_of(8), torch.tensor([0, 9, 3, 3, 7, 1, 8, 5])
+    split = [len(c) for c in torch.arange(10).tensor_split(world)]
+    for name, options, columns in (
+        ("ArcFaceLoss", {"scale": 8}, 1), ("CosFaceLoss", {"scale": 4}, 1), ("SphereFaceLoss", {"margin": 2}, 1),
+        ("LargeMarginSoftmaxLoss", {"margin": 3}, 1), ("SubCenterArcFaceLoss", {"scale": 8, "sub_centers": 2}, 2),
+    ):
+        build = lambda name=name, options=options, **more: getattr(losses, name)(  # noqa: E731
+            num_classes=10, embedding_size=FEATURES, **options, **more
+        ).double()
+        torch.manual_seed(1)  # processes have drawn different numbers of weights
+        whole, local = build(), build(group=dist.group.WORLD)
+        local.W.data = whole.W.data.split([n * columns for n in split], 1)[rank].clone()
+        mine, every = x.clone().requires_grad_(), x.clone().requires_grad_()
+        wanted, got = whole(every, labels), local(mine, labels)
+        wanted.backward()
+        got.backward()
+        close(got, wanted)
+        close(mine.grad, every.grad)
+        close(local.W.grad, whole.W.grad.split([n * columns for n in split], 1)[rank])
+    raises(lambda: local(mine, labels - rank), "the labels must be the same", ValueError)
+
+
+@case
 def agreement():
     rank, world = dist.get_rank(), dist.get_world_size()
     x = torch.randn(3, 4)

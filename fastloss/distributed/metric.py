@@ -41,7 +41,7 @@ def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Ten
         parts = (loss, loss.distance, *loss.reducer.modules())
         about = {
             "features": embeddings.shape[1], "embeddings' dtype": embeddings.dtype, "labels' dtype": labels.dtype,
-            "the loss's settings": [(type(part).__name__, _settings(part)) for part in parts],
+            "the loss's settings": [(type(part).__name__, settings_of(part)) for part in parts],
             "requires_grad": embeddings.requires_grad and torch.is_grad_enabled(),
         }
         return None, about, (len(embeddings),)
@@ -50,6 +50,6 @@ def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Ten
     return together
 
 
-def _settings(module: torch.nn.Module) -> dict[str, object]:
+def settings_of(module: torch.nn.Module) -> dict[str, object]:
     """The plain numbers and words among a module's attributes."""
     return {key: value for key, value in sorted(vars(module).items()) if isinstance(value, (bool, int, float, str))}
