@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -95,7 +96,12 @@ def over_group(module: str, name: str, group: object, *args):
     """Hand the call of a public function to the loss `name` of a module of :mod:`fastloss.distributed`, which is imported for that."""
     if not torch.distributed.is_available():
         raise RuntimeError(f"{name}: group needs torch.distributed, which this build of torch does not have")
-    return getattr(importlib.import_module(f"fastloss.distributed.{module}"), name)(group, *args)
+    run = getattr(importlib.import_module(f"fastloss.distributed.{module}"), name)
+    dynamo = sys.modules.get("torch._dynamo")
+    return (run if dynamo is None else dynamo.disable(run))(group, *args)
+
+
+over_group._torchdynamo_disable = True  # what goes between processes is not for a graph; torch.compiler.disable would import Dynamo, 3 s
 
 
 def is_sharded(tensor: Tensor, dim: int) -> bool:

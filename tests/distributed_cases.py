@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastloss.distributed.contrastive  # noqa: F401  so that it is imported before processes part
 import fastloss.functional as F
-from fastloss.distributed import Group, ring
+from fastloss.distributed import Group, cached_backward, for_ddp, ring
 from fastloss.metric import distances, losses, reducers
 
 CASES: dict[str, Callable[[], None]] = {}
@@ -365,6 +365,97 @@ def margins():
         close(mine.grad, every.grad)
         close(local.W.grad, whole.W.grad.split([n * columns for n in split], 1)[rank])
     raises(lambda: local(mine, labels - rank), "the labels must be the same", ValueError)
+
+
+def _model(seed: int = 2) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
+    return torch.nn.Sequential(*layers).double()
+
+
+def _training(wrap: Callable, rows: list[int], micro_batch: int | None) -> None:
+    """A model under `wrap` on the processes' batches has the gradients of one process with all of them."""
+    sets = [rows_of(sum(rows)), rows_of(sum(rows))]
+    one, scale = _model(), number(1.2).requires_grad_()
+    wanted = F.clip_loss(one(sets[0]), one(sets[1]), scale.exp())
+    wanted.backward()
+    model, factor = wrap(_model()), number(1.2).requires_grad_()
+    group = dist.group.WORLD
+    mine = [own(x, rows) for x in sets]
+
+    def loss(*embeddings: Tensor) -> Tensor:
+        return F.clip_loss(*for_ddp(*embeddings, group=group), factor.exp(), group=group)
+
+    if micro_batch is None:
+        got = loss(model(mine[0]), model(mine[1]))
+        got.backward()
+    else:
+        got = cached_backward([model, model], mine, loss, micro_batch)
+    close(got, wanted)
+    close(factor.grad, scale.grad)
+    for p, q in zip(model.parameters(), one.parameters()):
+        close(p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad, q.grad)
+
+
+@case
+def data_parallel():
+    from torch.nn.parallel import DistributedDataParallel
+
+    for rows in splits():
+        _training(DistributedDataParallel, rows, None)
+        _training(DistributedDataParallel, rows, 2)
+
+
+@case
+def fully_sharded():
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    rows = next(splits())
+    _training(lambda model: fully_shard(model, mesh=mesh), rows, None)
+    _training(lambda model: fully_shard(model, mesh=mesh), rows, 2)
+
+
+@case
+def cache():
+    """On one process: the whole batch's gradients, also of what dropout has drawn, of dictionaries, and of a last, smaller micro-batch."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.seen = _model(), []
+
+        def forward(self, x):
+            found = torch.nn.functional.dropout(self.inner(x["x"]))
+            self.seen.append(found.detach())
+            return found
+
+    x, y = rows_of(7), rows_of(7)
+    model = Noisy()
+    before = torch.get_rng_state()
+    value = cached_backward([model, model.inner], [{"x": x}, y], lambda a, b: F.info_nce_loss(a, b) + torch.rand(()) * 0, 3)
+    assert len(model.seen) == 6 and all(torch.equal(a, b) for a, b in zip(model.seen[:3], model.seen[3:]))
+    torch.set_rng_state(before)
+    again = _model()
+    torch.set_rng_state(before)
+    kept = [torch.nn.functional.dropout(again(part)) for part in x.split(3)]
+    wanted = F.info_nce_loss(torch.cat(kept), again(y))
+    wanted.backward()
+    close(value, wanted)
+    for p, q in zip(model.parameters(), again.parameters()):
+        close(p.grad, q.grad)
+    raises(lambda: cached_backward([model], [x], F.info_nce_loss, 0), "micro_batch must be at least 1, got 0", ValueError)
+    raises(lambda: cached_backward([model], [x, y], F.info_nce_loss, 1), "an encoder for each of 2 inputs, got 1", ValueError)
+
+
+@case
+def compiled():
+    """A traced model before and after: the loss itself runs as it is."""
+    rows = next(splits())
+    x, y = rows_of(sum(rows)), rows_of(sum(rows))
+    wanted = F.clip_loss(2 * x, y, 1.5) * 3
+    step = torch.compile(lambda a, b: F.clip_loss(2 * a, b, 1.5, group=dist.group.WORLD) * 3, backend="eager")
+    close(step(own(x, rows), own(y, rows)), wanted)
 
 
 @case

@@ -13,6 +13,7 @@ shared factors need what they have: :func:`for_ddp` around the embeddings brings
 ``set_gradient_divide_factor(1)``.
 """
 
+from .cache import cached_backward
 from .group import Group, for_ddp
 
-__all__ = ["Group", "for_ddp"]
+__all__ = ["Group", "cached_backward", "for_ddp"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metric.utils import common_functions as c_f
 from ..pair import Statistic, Term
 from .group import Group
-from .metric import settings_of
+from .metric import settings_of, with_group
 from .vocabulary import checksum, merged
 
 
@@ -31,8 +31,9 @@ def share(group: object, name: str, classes: int) -> tuple[int, int]:
     return among.rank * each + min(among.rank, more), each + (among.rank < more)
 
 
-def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Tensor | None) -> Classes:
-    """The processes of a loss's call, all of which have the same rows, labels and loss."""
+def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], given: tuple) -> Tensor:
+    """What `forward` gives of the arguments `given` while the loss knows its processes, all of which have the same rows and labels."""
+    embeddings, labels = given[:2]
     name = type(loss).__name__
     among = Classes(name, group)
 
@@ -49,4 +50,4 @@ def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Ten
         return None, about, ()
 
     among.agree(check, embeddings.device)
-    return among
+    return with_group(loss, among, forward, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ class Rows(Group):
         return statistics(self, scores, terms, **about)
 
 
-def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Tensor | None, indices_tuple, ref_emb, ref_labels) -> Rows:
-    """The processes of a loss's call, all of which have the same kind of rows and the same loss."""
+def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], given: tuple) -> Tensor:
+    """What `forward` gives of the arguments `given` while the loss knows its processes, all of which have the same kind of rows."""
+    embeddings, labels, indices_tuple, ref_emb, ref_labels = given
     name = type(loss).__name__
     together = Rows(name, group)
 
@@ -47,7 +48,16 @@ def agreed(group: object, loss: torch.nn.Module, embeddings: Tensor, labels: Ten
         return None, about, (len(embeddings),)
 
     together.agree(check, embeddings.device)
-    return together
+    return with_group(loss, together, forward, given)
+
+
+def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tensor], given: tuple) -> Tensor:
+    """Call `forward` while the loss has the group as its own."""
+    loss._over = group
+    try:
+        return forward(*given)
+    finally:
+        loss._over = None
 
 
 def settings_of(module: torch.nn.Module) -> dict[str, object]:

@@ -72,11 +72,7 @@ class StatisticLoss(GenericPairLoss):
         given = embeddings, labels, indices_tuple, ref_emb, ref_labels
         if self.group is None:
             return super().forward(*given)
-        self._over = over_group("metric", "agreed", self.group, self, *given)
-        try:
-            return super().forward(*given)
-        finally:
-            self._over = None
+        return over_group("metric", "run", self.group, self, super().forward, given)
 
     def pair_scores(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> PairScores:
         return PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple, self._over)

@@ -77,11 +77,7 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         given = embeddings, labels, indices_tuple, ref_emb, ref_labels
         if self.group is None:
             return super().forward(*given)
-        self._over = over_group("margins", "agreed", self.group, self, embeddings, labels)
-        try:
-            return super().forward(*given)
-        finally:
-            self._over = None
+        return over_group("margins", "run", self.group, self, super().forward, given)
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
