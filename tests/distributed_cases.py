@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -17,8 +19,10 @@ from fastloss.distributed import Group, cached_backward, for_ddp, ring
 from fastloss.metric import distances, losses, reducers
 
 CASES: dict[str, Callable[[], None]] = {}
+ONCE = set()  # cases for which one number of processes is as good as another; of two
 SPLITS = ((3, 3, 3, 3), (5, 1, 3, 2), (3, 0, 4, 2))  # rows of each rank
 FEATURES = 6
+LOST_AFTER = 2  # seconds
 
 
 def case(function: Callable[[], None]) -> Callable[[], None]:
@@ -26,11 +30,18 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
+def once(function: Callable[[], None]) -> Callable[[], None]:
+    ONCE.add(function.__name__)
+    return case(function)
+
+
 def run(rank: int, world: int, path: str, results) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=60))
     found = {}
     for name, function in CASES.items():
+        if name in ONCE and world > 2:
+            continue
         torch.manual_seed(0)
         try:
             function()
@@ -40,6 +51,32 @@ def run(rank: int, world: int, path: str, results) -> None:
             break  # the other processes are somewhere else now
     results.put((rank, found))
     dist.destroy_process_group()
+
+
+def lose_one(rank: int, world: int, path: str, results, how: str) -> None:
+    """The last process dies, before a loss or on its round, or never comes; the others say what they make of it, and after how long."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=LOST_AFTER))
+    ring.GATHER_BYTES = 0
+    x = torch.randn(3, FEATURES)
+    F.clip_loss(x, x, 2.0, group=dist.group.WORLD)
+    if rank == world - 1:
+        if how == "stalls":
+            time.sleep(1.5 * LOST_AFTER)
+        elif how == "dies on its round":
+            ring._pass_on = lambda *_: os._exit(1)
+            F.clip_loss(x, x, 2.0, group=dist.group.WORLD)
+        os._exit(1)
+    start = time.monotonic()
+    try:
+        F.clip_loss(x, x, 2.0, group=dist.group.WORLD)
+        error = "none"
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    results.put((rank, (error, time.monotonic() - start)))
+    results.close()
+    results.join_thread()
+    os._exit(0)  # a group that has lost a member cannot be left in order
 
 
 def splits() -> Iterator[list[int]]:
@@ -277,7 +314,7 @@ def _vocabulary(target: Tensor, split: list[int], more: dict, dtype: torch.dtype
         close(local.grad, whole.grad.split(split, 1)[rank])
 
 
-@case
+@once
 def vocabulary_as_dtensor():
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -324,7 +361,7 @@ def linear():
     raises(lambda: F.linear_cross_entropy(x, w, target, z_loss=0.1 * rank, group=group), "the options must be the same", ValueError)
 
 
-@case
+@once
 def linear_of_dtensors():
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -397,7 +434,7 @@ def _training(wrap: Callable, rows: list[int], micro_batch: int | None) -> None:
         close(p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad, q.grad)
 
 
-@case
+@once
 def data_parallel():
     from torch.nn.parallel import DistributedDataParallel
 
@@ -406,7 +443,7 @@ def data_parallel():
         _training(DistributedDataParallel, rows, 2)
 
 
-@case
+@once
 def fully_sharded():
     from torch.distributed.fsdp import fully_shard
 
@@ -416,7 +453,7 @@ def fully_sharded():
     _training(lambda model: fully_shard(model, mesh=mesh), rows, 2)
 
 
-@case
+@once
 def cache():
     """On one process: the whole batch's gradients, also of what dropout has drawn, of dictionaries, and of a last, smaller micro-batch."""
 
@@ -448,7 +485,7 @@ def cache():
     raises(lambda: cached_backward([model], [x, y], F.info_nce_loss, 1), "an encoder for each of 2 inputs, got 1", ValueError)
 
 
-@case
+@once
 def compiled():
     """A traced model before and after: the loss itself runs as it is."""
     rows = next(splits())
