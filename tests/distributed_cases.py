@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,8 +18,16 @@ from torch import Tensor
 
 import fastloss.distributed.contrastive  # noqa: F401  so that it is imported before processes part
 import fastloss.functional as F
+from fastloss import demo_distributed
 from fastloss.distributed import Group, cached_backward, for_ddp, ring
 from fastloss.metric import distances, losses, reducers
+
+if "bench" not in sys.modules:  # which is not part of the package, and the folder that it lies in not for sys.path
+    _folder = Path(__file__).parent.parent / "bench"
+    _spec = importlib.util.spec_from_file_location("bench", _folder / "__init__.py", submodule_search_locations=[str(_folder)])
+    sys.modules["bench"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["bench"])
+from bench.distributed import bytes_sent  # noqa: E402
 
 CASES: dict[str, Callable[[], None]] = {}
 ONCE = set()  # cases for which one number of processes is as good as another; of two
@@ -493,6 +504,45 @@ def compiled():
     wanted = F.clip_loss(2 * x, y, 1.5) * 3
     step = torch.compile(lambda a, b: F.clip_loss(2 * a, b, 1.5, group=dist.group.WORLD) * 3, backend="eager")
     close(step(own(x, rows), own(y, rows)), wanted)
+
+
+@case
+def bytes_are_those_of_the_law():
+    """And no message is larger than the rows of a process."""
+    world, rows = dist.get_world_size(), 5
+    sent, exchange, usual = [], dist.batch_isend_irecv, ring.GATHER_BYTES
+    largest = rows * FEATURES * 4
+
+    def counting(ops: list) -> list:
+        sent.extend(op.tensor.nbytes for op in ops if op.op is dist.isend)
+        return exchange(ops)
+
+    try:
+        dist.batch_isend_irecv, ring.GATHER_BYTES = counting, 0
+        for dtype in (torch.float32, torch.bfloat16):
+            sent.clear()
+            x, t = (rows_of(rows, dtype).requires_grad_() for _ in range(2))
+            F.clip_loss(x, t, 2.0, group=dist.group.WORLD).backward()
+            assert sum(sent) == bytes_sent(rows, FEATURES, world, dtype.itemsize), (sum(sent), dtype)
+            assert max(sent) <= largest
+    finally:
+        dist.batch_isend_irecv, ring.GATHER_BYTES = exchange, usual
+
+
+@once
+def demonstration():
+    demo_distributed.STEPS = 3
+    generator = torch.Generator().manual_seed(0)
+    data = demo_distributed.batches(torch.rand(50, 8, 8, generator=generator))
+    mine = [tuple(view.tensor_split(2)[dist.get_rank()] for view in views) for views in data]
+    group = dist.group.WORLD
+    model = torch.nn.parallel.DistributedDataParallel(demo_distributed.encoder())
+    got = demo_distributed.train(model, mine, lambda a, b, t: F.nt_xent_loss(*for_ddp(a, b, group=group), t, group=group))
+    wanted = demo_distributed.train(demo_distributed.encoder(), data, F.nt_xent_loss)
+    assert max(abs(x - y) for x, y in zip(got, wanted)) < 1e-4, (got, wanted)
+    assert demo_distributed.problems([2.0] + 5 * [1.0], [2.0] + 5 * [1.0]) == []
+    assert "the curves differ" in demo_distributed.problems([2.0] + 5 * [1.0], [2.1] + 5 * [1.0])[0]
+    assert "the loss went from 2.000" in demo_distributed.problems(6 * [2.0], 6 * [2.0])[0]
 
 
 @case
