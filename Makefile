@@ -5,7 +5,7 @@ BIN := .venv/bin
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test check bench fuzz docs build clean
+.PHONY: demo demo-distributed test check bench fuzz docs build clean
 .DEFAULT_GOAL := build
 
 build: .venv/built
@@ -22,6 +22,10 @@ build: .venv/built
 # Train with torch's losses and with ours; curves in demo.png.
 demo: build
 	$(BIN)/fastloss demo $(ARGS)
+
+# Two processes train on one batch together, as one process does on the whole.
+demo-distributed: build
+	$(BIN)/torchrun --standalone --nproc-per-node 2 -m fastloss.demo_distributed
 
 # A test process for each processor; blocks of neighbours, since neighbours share what is costly to make.
 PYTEST := $(BIN)/pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -88,3 +90,22 @@ def overridden(name: str, options: dict[str, object], tensors: tuple[Tensor | No
     positional = [p for p in taken.values() if p.default is p.empty]
     named = {option: value for option, value in options.items() if option in taken}
     return handle_torch_function(function, tensors, *(named.pop(p.name) for p in positional), **named)
+
+
+def over_group(module: str, name: str, group: object, *args):
+    """Hand the call of a public function to the loss `name` of a module of :mod:`fastloss.distributed`, which is imported for that."""
+    if not torch.distributed.is_available():
+        raise RuntimeError(f"{name}: group needs torch.distributed, which this build of torch does not have")
+    run = getattr(importlib.import_module(f"fastloss.distributed.{module}"), name)
+    dynamo = sys.modules.get("torch._dynamo")
+    return (run if dynamo is None else dynamo.disable(run))(group, *args)
+
+
+over_group._torchdynamo_disable = True  # what goes between processes is not for a graph; torch.compiler.disable would import Dynamo, 3 s
+
+
+def is_sharded(tensor: Tensor, dim: int) -> bool:
+    """Whether a tensor is a DTensor of which each process has some slices of a dimension, or of the only one."""
+    if type(tensor) is Tensor or not hasattr(tensor, "placements"):
+        return False
+    return any(placement.is_shard(min(dim, tensor.dim() - 1)) for placement in tensor.placements)

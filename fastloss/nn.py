@@ -129,7 +129,7 @@ if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
         """
 
         loss_function = staticmethod(functional.linear_cross_entropy)
-        _ADDED = ("z_loss", "softcap", "logit_scale", "return_lse", "return_accuracy", "empty", "memory_budget", "backend")
+        _ADDED = ("z_loss", "softcap", "logit_scale", "return_lse", "return_accuracy", "empty", "memory_budget", "group", "backend")
         __signature__ = Signature([
             *inspect.signature(torch.nn.LinearCrossEntropyLoss).parameters.values(),
             *(inspect.signature(functional.linear_cross_entropy).parameters[name] for name in _ADDED),

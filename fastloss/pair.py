@@ -420,10 +420,15 @@ def cosine(a: Tensor, b: Tensor | None) -> Scores:
     return Scores(normalised(a), None if b is None else normalised(b))
 
 
-def euclidean(a: Tensor, b: Tensor | None, squared: bool = False) -> Scores:
+def centre_of(x: Tensor) -> Tensor | float:
+    """The mean of the rows, without a gradient."""
+    return x.mean(0) if x.shape[0] else 0.0
+
+
+def euclidean(a: Tensor, b: Tensor | None, squared: bool = False, centre_of: Callable[[Tensor], Tensor | float] = centre_of) -> Scores:
     """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0."""
     wide = accumulate_dtype(a.dtype)
-    centre = a.detach().to(wide).mean(0) if a.shape[0] else 0.0
+    centre = centre_of(a.detach().to(wide))
     x = a.to(wide) - centre
     y = None if b is None else b.to(wide) - centre
     return Scores(

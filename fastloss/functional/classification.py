@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import reduction_from_legacy
+from ..engine import is_sharded, over_group
 from ..registry import register
 from ..row import row_loss
 
@@ -38,6 +39,7 @@ def cross_entropy(
     return_accuracy: bool = False,
     inplace: bool = False,
     empty: str = "nan",
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Cross-entropy between logits and class indices or class probabilities.
@@ -68,6 +70,11 @@ def cross_entropy(
         inplace: let the backward write the gradient over `input`'s memory. `input` must not be a leaf that requires grad, nor
             share memory among its elements; another use of its old values after that raises, as does a second backward.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
+        group: processes over which the classes are spread, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one
+            dimension, or a mesh and a dimension; None where they are all here. Each process then has the logits of its classes, all
+            target indices and all weights, gets the whole loss, and the gradient of its logits; two all-reduces of a few numbers a row
+            are all that is exchanged. A DTensor `input` that is sharded over the classes brings its group. Not with probabilities,
+            `return_entropy` or `inplace`; softmax sums of smoothed labels are plain torch.
         backend: ``"auto"``, ``"eager"``, ``"cpu"``, ``"triton"``, ``"cuda"``; None takes :func:`fastloss.use_backend`'s choice.
 
     Returns:
@@ -100,6 +107,11 @@ def cross_entropy(
         >>> loss.backward()
     """
     reduction = reduction_from_legacy(size_average, reduce, reduction)
+    if group is not None or is_sharded(input, 1):
+        return over_group(
+            "vocabulary", "cross_entropy", group, input, target, weight, ignore_index, reduction, label_smoothing, z_loss, softcap,
+            logit_scale, return_lse, return_entropy, return_accuracy, inplace, empty, backend,
+        )
     return row_loss(
         "cross_entropy", (), input, target, weight, ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale,
         return_lse, return_entropy, return_accuracy, inplace, empty, backend,

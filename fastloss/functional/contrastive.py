@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
-from ..engine import overridden
+from ..engine import over_group, overridden
 from ..pair import Scores, Term, normalised, pair_statistics, softplus
 from ..plain import reduced, same_shape, widened
 from ..registry import register
@@ -47,6 +47,22 @@ def tempered(name: str, x: Tensor, temperature: Tensor | float, power: float = 1
     return (x / t**power, 1.0) if isinstance(t, Tensor) else (x, 1 / t)
 
 
+def info_nce_sets(
+    query: Tensor, key: Tensor, negatives: Tensor | None, negative_mode: str, reduction: str, backend: str | None
+) -> tuple[torch.dtype, list[Tensor]]:
+    """As :func:`embeddings_of`, of queries, keys and negatives."""
+    name = "info_nce"
+    if negative_mode not in ("unpaired", "paired"):
+        raise ValueError(f"{name}: unknown negative_mode {negative_mode!r}; wanted 'unpaired' or 'paired'")
+    paired = negative_mode == "paired"
+    if isinstance(negatives, Tensor) and isinstance(query, Tensor) and query.dim() == 2:
+        wanted = (query.shape[0], "K", query.shape[1]) if paired else ("M", query.shape[1])
+        if negatives.dim() != len(wanted) or any(type(n) is not str and n != m for n, m in zip(wanted, negatives.shape)):
+            shape = ", ".join(map(str, wanted))
+            raise ValueError(f"{name}: {negative_mode} negatives must be ({shape}), got {tuple(negatives.shape)}")
+    return embeddings_of(name, {"query": query, "key": key}, backend, reduction, {"negatives": negatives})
+
+
 @register(
     "pair", formula="log(1 + sum_j exp((q n_j - q k) / T)), cosines", source="van den Oord et al. 2018, equation 4",
     operands={"query": "rows", "key": "rows", "negatives": "negatives"}, optional=True, forward=("negatives",),
@@ -60,6 +76,7 @@ def info_nce_loss(
     negative_mode: str = "unpaired",
     reduction: str = "mean",
     *,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""InfoNCE: how likely a query picks its key out of it and negatives, by cosine similarity.
@@ -77,6 +94,9 @@ def info_nce_loss(
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.07.
         negative_mode: ``"unpaired"`` or ``"paired"``. Default: ``"unpaired"``.
         reduction: ``"none"``: a loss for each query; ``"mean"`` or ``"sum"`` over them.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
+            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
+            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -102,21 +122,15 @@ def info_nce_loss(
     """
     if has_torch_function_variadic(query, key, negatives, temperature):
         return overridden("info_nce", locals(), (query, key, negatives))
+    if group is not None:
+        return over_group("contrastive", "info_nce", group, query, key, negatives, temperature, negative_mode, reduction, backend)
     name = "info_nce"
-    if negative_mode not in ("unpaired", "paired"):
-        raise ValueError(f"{name}: unknown negative_mode {negative_mode!r}; wanted 'unpaired' or 'paired'")
-    paired = negative_mode == "paired"
-    if isinstance(negatives, Tensor) and isinstance(query, Tensor) and query.dim() == 2:
-        wanted = (query.shape[0], "K", query.shape[1]) if paired else ("M", query.shape[1])
-        if negatives.dim() != len(wanted) or any(type(n) is not str and n != m for n, m in zip(wanted, negatives.shape)):
-            shape = ", ".join(map(str, wanted))
-            raise ValueError(f"{name}: {negative_mode} negatives must be ({shape}), got {tuple(negatives.shape)}")
-    dtype, (q, k, n) = embeddings_of(name, {"query": query, "key": key}, backend, reduction, {"negatives": negatives})
+    dtype, (q, k, n) = info_nce_sets(query, key, negatives, negative_mode, reduction, backend)
     (q, scale), k = tempered(name, normalised(q), temperature), normalised(k)
     positive = (q * k).sum(1) * scale
     if n is None:
         others = pair_statistics(name, Scores(q, k, scale=scale), [Term("lse")], skip=0, backend=backend)[0].value
-    elif paired:
+    elif negative_mode == "paired":
         others = torch.logsumexp(scale * (q.unsqueeze(1) * normalised(n.flatten(0, 1)).view(n.shape)).sum(2), 1)
     else:
         others = pair_statistics(name, Scores(q, normalised(n), scale=scale), [Term("lse")], backend=backend)[0].value
@@ -128,7 +142,13 @@ def info_nce_loss(
     operands={"z1": "rows", "z2": "rows"}, params={"temperature": (0.05, 1.0)},
 )
 def nt_xent_loss(
-    z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean", *, backend: str | None = None
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    reduction: str = "mean",
+    *,
+    group: object = None,
+    backend: str | None = None,
 ) -> Tensor:
     r"""NT-Xent, SimCLR's loss: each of 2N views has to find its twin among all others, by cosine similarity.
 
@@ -143,6 +163,9 @@ def nt_xent_loss(
         z2: the second view of the same samples.
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.5.
         reduction: ``"none"``: a loss for each view, first those of `z1`; ``"mean"`` or ``"sum"`` over them.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
+            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
+            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -163,6 +186,8 @@ def nt_xent_loss(
     """
     if has_torch_function_variadic(z1, z2, temperature):
         return overridden("nt_xent", locals(), (z1, z2))
+    if group is not None:
+        return over_group("contrastive", "nt_xent", group, z1, z2, temperature, reduction, backend)
     name = "nt_xent"
     dtype, views = embeddings_of(name, {"z1": z1, "z2": z2}, backend, reduction)
     z, scale = tempered(name, normalised(torch.cat(views)), temperature, 0.5)
@@ -193,6 +218,7 @@ def clip_loss(
     logit_bias: Tensor | float | None = None,
     reduction: str = "mean",
     *,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""CLIP's symmetric contrastive loss of images and their texts.
@@ -209,6 +235,9 @@ def clip_loss(
         logit_scale: the inverse temperature, already exponentiated, positive; a tensor of one number gets a gradient.
         logit_bias: added to all scores, which changes nothing; its gradient is 0.
         reduction: ``"none"``: a loss for each pair; ``"mean"`` or ``"sum"`` over them.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
+            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
+            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -230,6 +259,8 @@ def clip_loss(
     """
     if has_torch_function_variadic(image, text, logit_scale, logit_bias):
         return overridden("clip", locals(), (image, text))
+    if group is not None:
+        return over_group("contrastive", "clip", group, image, text, logit_scale, logit_bias, reduction, backend)
     name = "clip"
     dtype, (x, t) = embeddings_of(name, {"image": image, "text": text}, backend, reduction)
     x = x * factor(name, "logit_scale", logit_scale, t)
@@ -239,6 +270,12 @@ def clip_loss(
     if logit_bias is not None:
         rows = rows + 0.0 * factor(name, "logit_bias", logit_bias, t, positive=False)
     return reduced(rows, reduction, dtype)
+
+
+def siglip_reduction(name: str, reduction: str) -> None:
+    """Raise for one that there is not."""
+    if reduction not in ("batch_sum", "mean", "sum", "none"):
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'batch_sum', 'mean', 'sum' or 'none'")
 
 
 def siglip_rows(
@@ -267,6 +304,7 @@ def siglip_loss(
     logit_bias: Tensor | float | None,
     reduction: str = "batch_sum",
     *,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""SigLIP's pairwise sigmoid loss: each pair of an image and a text is a binary decision.
@@ -282,6 +320,9 @@ def siglip_loss(
         logit_bias: None for 0; a tensor of one number gets a gradient. Training starts from -10.
         reduction: ``"batch_sum"``: the sum over all pairs, divided by the number of rows; ``"mean"``: over all pairs; ``"sum"``;
             ``"none"``: a loss for each row. Default: ``"batch_sum"``.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
+            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
+            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -303,9 +344,10 @@ def siglip_loss(
     """
     if has_torch_function_variadic(a, b, logit_scale, logit_bias):
         return overridden("siglip", locals(), (a, b))
+    if group is not None:
+        return over_group("contrastive", "siglip", group, a, b, logit_scale, logit_bias, reduction, backend)
     name = "siglip"
-    if reduction not in ("batch_sum", "mean", "sum", "none"):
-        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'batch_sum', 'mean', 'sum' or 'none'")
+    siglip_reduction(name, reduction)
     dtype, (x, y) = embeddings_of(name, {"a": a, "b": b}, backend, "none")
     rows = siglip_rows(x, y, logit_scale, logit_bias, 0, backend)
     if reduction == "mean":
@@ -318,7 +360,13 @@ def siglip_loss(
     operands={"embeddings": "rows", "labels": "labels"}, params={"temperature": (0.05, 1.0)},
 )
 def sup_con_loss(
-    embeddings: Tensor, labels: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean", *, backend: str | None = None
+    embeddings: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    *,
+    group: object = None,
+    backend: str | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: every sample of the same label is a positive.
 
@@ -332,6 +380,9 @@ def sup_con_loss(
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.1.
         reduction: ``"none"``: a loss for each sample, 0 where no other has its label; ``"sum"``; ``"mean"`` over those that have a
             positive, 0 where none has.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
+            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
+            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -354,6 +405,8 @@ def sup_con_loss(
     """
     if has_torch_function_variadic(embeddings, labels, temperature):
         return overridden("sup_con", locals(), (embeddings, labels))
+    if group is not None:
+        return over_group("contrastive", "sup_con", group, embeddings, labels, temperature, reduction, backend)
     name = "sup_con"
     dtype, (x,) = embeddings_of(name, {"embeddings": embeddings}, backend, reduction)
     one_label_a_row(name, labels, x)

@@ -9,20 +9,20 @@ from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
 from .._backends import choose
-from ..engine import formula_backward, overridden, without_autocast
+from ..engine import formula_backward, over_group, overridden, without_autocast
 from ..plain import same_shape, widened
 from ..registry import register
 
 __all__ = ["barlow_twins_loss", "vicreg_loss"]
 
 
-def _views(name: str, z1: Tensor, z2: Tensor, backend: str | None) -> tuple[torch.dtype, list[Tensor], str]:
-    """Check two views (N, D); gives the dtype of the result, the views in the dtype that sums are kept in, and the backend."""
+def views_of(name: str, z1: Tensor, z2: Tensor, backend: str | None, least: int = 2) -> tuple[torch.dtype, list[Tensor], str]:
+    """Check two views (N, D) of at least so many rows; gives the dtype of the result, the views in the dtype that sums are kept in, and the backend."""
     if isinstance(z1, Tensor) and z1.dim() != 2:
         raise ValueError(f"{name}: z1 must be (N, D), got {tuple(z1.shape)}")
     same_shape(name, {"z1": z1, "z2": z2})
     dtype, views = widened(name, {"z1": z1, "z2": z2}, backend)
-    if len(views[0]) < 2:
+    if len(views[0]) < least:
         raise ValueError(f"{name}: wanted at least 2 samples, since features of one have no variance, got {len(views[0])}")
     return dtype, views, choose(name, backend, z1, z2)[0]
 
@@ -114,6 +114,7 @@ def vicreg_loss(
     variance_target: float = 1.0,
     eps: float = 1e-4,
     *,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""VICReg: views of a sample should agree, features should vary, and should not be correlated.
@@ -133,6 +134,8 @@ def vicreg_loss(
         cov_coeff: :math:`\nu`. Default: 1.
         variance_target: :math:`\gamma`, the wanted standard deviation. Default: 1.
         eps: :math:`\epsilon`, positive. Default: 1e-4.
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
+            are sums over the rows, with a :math:`D \times D` matrix among them.
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:
@@ -157,11 +160,15 @@ def vicreg_loss(
     """
     if has_torch_function_variadic(z1, z2):
         return overridden("vicreg", locals(), (z1, z2))
+    if group is not None:
+        return over_group(
+            "decorrelation", "vicreg", group, z1, z2, sim_coeff, std_coeff, cov_coeff, variance_target, eps, backend
+        )
     name = "vicreg"
     for option, value in (("sim_coeff", sim_coeff), ("std_coeff", std_coeff), ("cov_coeff", cov_coeff)):
         _checks.positive(name, option, value, zero=True)
     _checks.positive(name, "eps", eps)
-    dtype, views, chosen = _views(name, z1, z2, backend)
+    dtype, views, chosen = views_of(name, z1, z2, backend)
     count, features = views[0].shape
     loss = sim_coeff * F.mse_loss(*views)
     for z in views:
@@ -182,6 +189,7 @@ def barlow_twins_loss(
     deviation: str = "biased",
     eps: float | None = None,
     *,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Barlow Twins: the cross-correlation of the features of two views should be the identity.
@@ -198,6 +206,8 @@ def barlow_twins_loss(
         deviation: ``"biased"``: :math:`\sqrt{\operatorname{Var} + \epsilon}` with the variance divided by N, a batch normalisation;
             ``"unbiased"``: :math:`\sqrt{\operatorname{Var}} + \epsilon` with the variance divided by :math:`N - 1`.
         eps: :math:`\epsilon`, positive. Default: 1e-5, unbiased 1e-4.
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
+            are sums over the rows, with a :math:`D \times D` matrix among them.
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:
@@ -223,9 +233,11 @@ def barlow_twins_loss(
     if deviation not in ("biased", "unbiased"):
         raise ValueError(f"{name}: unknown deviation {deviation!r}; wanted 'biased' or 'unbiased'")
     eps = (1e-5 if deviation == "biased" else 1e-4) if eps is None else eps
+    if group is not None:
+        return over_group("decorrelation", "barlow_twins", group, z1, z2, lambd, deviation, eps, backend)
     _checks.positive(name, "lambd", lambd, zero=True)
     _checks.positive(name, "eps", eps)
-    dtype, views, chosen = _views(name, z1, z2, backend)
+    dtype, views, chosen = views_of(name, z1, z2, backend)
     count = len(views[0])
     first, second = (_standardised(z, deviation, eps) for z in views)
     diagonal, rest = correlations(first, second, False, chosen)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
-from ..engine import accumulate_dtype, overridden, without_autocast
+from ..engine import accumulate_dtype, is_sharded, over_group, overridden, without_autocast
 from ..pair import Scores, Statistic, Term, pair_statistics
 from ..registry import register
 from .classification import cross_entropy
@@ -44,6 +46,7 @@ def linear_cross_entropy(
     return_accuracy: bool = False,
     empty: str = "nan",
     memory_budget: int | None = None,
+    group: object = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Cross-entropy of ``linear(input, linear_weight, linear_bias)`` and a target, without the logits.
@@ -72,6 +75,10 @@ def linear_cross_entropy(
         return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
         memory_budget: bytes that the backward may use to keep gradients of logits instead of computing them twice; None for 64 MB.
+        group: processes over which the classes are spread, as for :func:`fastloss.functional.cross_entropy`: each has its rows of
+            `linear_weight` and `linear_bias`, and all hidden states, targets and class weights. The gradient of `input` is the whole one
+            on each. DTensors bring their group: `linear_weight` and `linear_bias` sharded over the classes, `input` replicated or, as under
+            sequence parallelism, sharded over its rows; the target is that of all rows. Not with probabilities or K-dimensional losses.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Returns:
@@ -104,6 +111,13 @@ def linear_cross_entropy(
     tensors = (input, linear_weight, target, linear_bias, weight)
     if has_torch_function_variadic(*tensors):
         return overridden(NAME, locals(), tensors)
+    if group is not None or is_sharded(linear_weight, 0):
+        settings = dict(reduction=reduction, ignore_index=-100 if ignore_index is None else ignore_index, label_smoothing=label_smoothing,
+                        z_loss=z_loss, softcap=softcap, logit_scale=logit_scale, return_lse=return_lse, return_accuracy=return_accuracy,
+                        empty=empty)
+        return over_group(
+            "linear", NAME, group, input, linear_weight, target, linear_bias, weight, settings, memory_budget, backend
+        )
     _shapes(input, linear_weight, target, linear_bias)
     rows, classes, places = input.shape[:-1], linear_weight.shape[0], linear_weight.shape[1:-1]
     soft = target.is_floating_point() and target.shape == (*rows, classes, *places)
@@ -126,6 +140,15 @@ def linear_cross_entropy(
     shape = (*rows, *places)
     loss = loss.to(dtype).view(shape) if reduction == "none" else loss.to(dtype)
     return (loss, *(extra.view(shape) for extra in extras)) if extras else loss
+
+
+class Shard(NamedTuple):
+    """Which of all classes these are, and how statistics of rows become those over all of them."""
+
+    first: int
+    classes: int  # of all
+    merged: Callable[[Sequence[Term], Sequence[Statistic]], list[Statistic]]
+    sum: Callable[[Tensor], Tensor]
 
 
 def _shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
@@ -194,10 +217,13 @@ def _by_statistics(
     soft: bool,
     memory_budget: int | None,
     backend: str | None,
+    shard: Shard | None = None,
 ) -> tuple[Tensor, ...]:
-    """The loss, and the extra outputs asked for, from statistics of the rows of logits."""
+    """The loss, and the extra outputs asked for, from statistics of the rows of logits; of a shard of the classes, what all have."""
     smoothing, scale = settings["label_smoothing"], float(settings["logit_scale"])
-    ignore_index, classes = settings["ignore_index"], linear_weight.shape[0]
+    ignore_index, classes, first = settings["ignore_index"], linear_weight.shape[0], 0
+    if shard is not None:
+        first, classes = shard.first, shard.classes
     x, linear_weight = as_linear_takes_them(x, linear_weight)
     wide = accumulate_dtype(torch.promote_types(x.dtype, target.dtype) if soft else x.dtype)
     mixed = soft or (smoothing > 0 and weight is not None)
@@ -213,10 +239,9 @@ def _by_statistics(
         terms.append(Term("max"))
     cap = settings["softcap"]
     scores = Scores(x, linear_weight, None, bias, scale, "none" if cap is None else "softcap", 1.0 if cap is None else float(cap))
-    index = torch.arange(classes, device=label.device, dtype=label.dtype)
-    lse, hit, *rest = (
-        pair_statistics(NAME, scores, terms, (label, index), backend=backend, memory_budget=memory_budget)
-    )
+    index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
+    found = pair_statistics(NAME, scores, terms, (label, index), backend=backend, memory_budget=memory_budget)
+    lse, hit, *rest = found if shard is None else shard.merged(terms, found)
     z = lse.value
     weight = None if weight is None else weight.to(z.dtype)
     if soft:
@@ -227,8 +252,9 @@ def _by_statistics(
     else:
         rows, divisor = _of_index(target, counts, z, hit, weight)
         if smoothing and mixed:
-            spread = weight.expand(len(x), classes)
-            rows = rows * (1 - smoothing) + smoothing / classes * (z * weight.sum() - _expected(x, linear_weight, bias, spread[:1], scale))
+            expected = _expected(x, linear_weight, bias, weight[first : first + len(linear_weight)].unsqueeze(0), scale)
+            expected = expected if shard is None else shard.sum(expected)
+            rows = rows * (1 - smoothing) + smoothing / classes * (z * weight.sum() - expected)
         elif smoothing:
             rows = rows * (1 - smoothing) + smoothing * (z - rest[0].value / classes)
     if settings["z_loss"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import accumulate_dtype
-from ..pair import Scores, dot, euclidean
+from ..pair import Scores, centre_of, dot, euclidean
 from .utils.module_with_records import ModuleWithRecords
 
 __all__ = ["BaseDistance", "BatchedDistance", "CosineSimilarity", "DotProductSimilarity", "LpDistance", "SNRDistance"]
@@ -63,8 +63,11 @@ class BaseDistance(ModuleWithRecords):
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no pairwise_distance")
 
-    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
-        """What the pair engine computes this distance from, `ref` None for the queries themselves; None where it cannot."""
+    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
+        """What the pair engine computes this distance from, `ref` None for the queries themselves; None where it cannot.
+
+        `centre_of` gives the point that rows may be moved by so that they lie around 0, which changes nothing but rounding.
+        """
         return None
 
     def smallest_dist(self, *args, **kwargs):
@@ -114,10 +117,10 @@ class LpDistance(BaseDistance):
         """``|x_i - r_i + 1e-6|_p``."""
         return F.pairwise_distance(query_emb, ref_emb, p=self.p)
 
-    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
+    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
         if type(self) is not LpDistance or self.p != 2 or self.power not in (1, 2):
             return None
-        return euclidean(*self._rows(query, ref), squared=self.power == 2)
+        return euclidean(*self._rows(query, ref), squared=self.power == 2, centre_of=centre_of)
 
 
 class DotProductSimilarity(BaseDistance):
@@ -133,7 +136,7 @@ class DotProductSimilarity(BaseDistance):
         """``x_i . r_i``."""
         return (query_emb * ref_emb).sum(dim=1)
 
-    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
+    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
         return dot(*self._rows(query, ref)) if type(self) in (DotProductSimilarity, CosineSimilarity) and self.power == 1 else None
 
 
@@ -162,7 +165,7 @@ class SNRDistance(BaseDistance):
         """``Var_d(x_id - r_id) / Var_d(x_id)``."""
         return (query_emb - ref_emb).var(dim=1, unbiased=True) / query_emb.var(dim=1, unbiased=True)
 
-    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
+    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
         if type(self) is not SNRDistance or self.power != 1:
             return None
         x, y = self._rows(query, query if ref is None else ref)

@@ -48,6 +48,7 @@ class PairScores:
         labels: (N,), or None.
         ref_labels: (M,); the same object, or None, for the labels of the rows, of which none is then its own partner.
         indices_tuple: pairs or triplets, :class:`~utils.loss_and_miner_utils.Copies`, or None.
+        over: the processes that have other rows of the same set, a :class:`fastloss.distributed.Group` that has agreed, or None.
 
     Raises:
         AssertionError: a pair is listed both as positive and as negative; looked at on the CPU only.
@@ -55,13 +56,17 @@ class PairScores:
 
     def __init__(
         self, name: str, distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor, labels: Tensor | None = None,
-        ref_labels: Tensor | None = None, indices_tuple=None,
+        ref_labels: Tensor | None = None, indices_tuple=None, over=None,
     ) -> None:
         self.name = name
+        self.over = over
         self.sign = -1.0 if distance.is_inverted else 1.0
         self.rows, self.columns = len(embeddings), len(ref_emb)
         self.own = ref_emb is embeddings
-        self.scores = distance.scores(embeddings, None if self.own else ref_emb)
+        centre = {} if over is None else {"centre_of": over.centre}
+        self.scores = distance.scores(embeddings, None if self.own else ref_emb, **centre)
+        if over is not None and self.scores is None:
+            raise NotImplementedError(f"{name}: with group a distance that the pair engine knows is wanted, got {type(distance).__name__}")
         self.matrix = distance(embeddings, ref_emb) if self.scores is None else None
         self.like = self.scores.a if self.matrix is None else self.matrix
         self.labels = self.codes = self.skip = None
@@ -83,6 +88,8 @@ class PairScores:
 
     def statistics(self, *terms: Term) -> list[Statistic]:
         """One :class:`Statistic` for each term."""
+        if self.over is not None:
+            return self.over.statistics(self.scores, terms, labels=self.labels, skip=self.skip)
         about = {"labels": self.labels, "codes": self.codes, "skip": self.skip}
         if self.scores is None:
             return matrix_statistics(self.matrix, terms, **about)
@@ -92,10 +99,18 @@ class PairScores:
         """How many positive and how many negative pairs each row has."""
         if self.codes is not None:
             return (self.codes == 1).sum(0), (self.codes == 2).sum(0)
-        labels, ref_labels = dense_labels(*self.labels, torch.int64)
+        both, columns = self.labels, self.columns
+        if self.over is not None:
+            both, columns = (both[0], self.over.concatenated(both[0])), self.over.count()
+        labels, ref_labels = dense_labels(*both, torch.int64)
         ordered = (labels if ref_labels is None else ref_labels).sort().values
         same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-        return same - int(self.skip is not None), self.columns - same
+        return same - int(self.skip is not None), columns - same
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over the rows of all processes; each has the whole sum, and its gradient is that of all uses of it."""
+        total = values.sum()
+        return total if self.over is None else self.over.shared(self.over.sum(total))
 
     def constant(self, value: float | Tensor, size: int | None = None) -> Tensor:
         """A parameter that is the same for each row."""

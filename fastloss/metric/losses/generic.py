@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...engine import over_group
 from ..pairing import PairScores, by_labels, listed_pairs, listed_scores
 from ..reducers import Sums
 from ..utils import common_functions as c_f
@@ -53,11 +54,37 @@ class GenericPairLoss(BaseMetricLossFunction):
         """1 for distances, -1 for similarities: the margin of x over y is ``sign * (x - y)``."""
         return -1.0 if self.distance.is_inverted else 1.0
 
+
+class StatisticLoss(GenericPairLoss):
+    """The base of losses over pairs from statistics of the pair engine.
+
+    Args:
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. From labels, with a
+            reducer that needs sums only. The loss is that of all rows, on every process, which gets the gradient of its rows.
+    """
+
+    def __init__(self, mat_based_loss: bool, group: object = None, **kwargs) -> None:
+        super().__init__(mat_based_loss, **kwargs)
+        self.group = group
+        self._over = None
+
+    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
+        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+        if self.group is None:
+            return super().forward(*given)
+        return over_group("metric", "run", self.group, self, super().forward, given)
+
     def pair_scores(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> PairScores:
-        return PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple)
+        return PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple, self._over)
+
+    def sums(self, total: Tensor, count: Tensor, above: Tensor) -> Sums:
+        """What reducers get, of the rows of all processes."""
+        if self._over is not None:
+            total, count, above = self._over.sum(torch.stack([total, count.to(total.dtype), above.to(total.dtype)]))
+        return Sums(total, count.clamp(min=1), above)
 
 
-class RowLoss(GenericPairLoss):
+class RowLoss(StatisticLoss):
     """A loss for each row, from statistics of its pairs: ``row_losses(pairs)``. A pair that is listed more than once counts once."""
 
     def __init__(self, **kwargs) -> None:
@@ -65,19 +92,23 @@ class RowLoss(GenericPairLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        if len(embeddings) == 0:
+        if len(embeddings) == 0 and self._over is None:
             return self.zero_losses()
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
-        enough = (positive.sum() > 1) | (negative.sum() > 1)
-        return self.elements(torch.where(enough, self.row_losses(pairs, positive, negative), 0.0))
+        enough = (pairs.sum(positive) > 1) | (pairs.sum(negative) > 1)
+        losses = torch.where(enough, self.row_losses(pairs, positive, negative), 0.0)
+        if self._over is None:
+            return self.elements(losses)
+        sums = self.sums(losses.sum(), losses.new_tensor(len(losses)), (losses > 0).sum())
+        return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
 
     def row_losses(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> Tensor:
         """(N,), of rows that have as many positive and negative pairs."""
         raise NotImplementedError(f"{type(self).__name__} has no row_losses")
 
 
-class PairLoss(GenericPairLoss):
+class PairLoss(StatisticLoss):
     """Losses of pairs: ``pair_sums(pairs)`` from the engine, and ``_compute_loss`` of listed pairs.
 
     From labels, for the usual reducers, nothing is listed. Pairs that are listed more than once count as often.
@@ -91,10 +122,10 @@ class PairLoss(GenericPairLoss):
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
-        enough = (positive.sum() > 1) | (negative.sum() > 1)
+        enough = (pairs.sum(positive) > 1) | (pairs.sum(negative) > 1)
         found = {}
         for name, (total, count, above) in self.pair_sums(pairs, positive, negative).items():
-            sums = Sums(torch.where(enough, total, 0.0), count.clamp(min=1), None if above is None else above * enough)
+            sums = self.sums(torch.where(enough, total, 0.0), count, above * enough)
             found[name] = {"losses": sums, "indices": None, "reduction_type": "neg_pair" if name == "neg_loss" else "pos_pair"}
         return found
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...engine import over_group
+from ...functional.classification import cross_entropy
 from ...pair import Scores, Term, pair_statistics, softplus
 from ..distances import BaseDistance, CosineSimilarity
 from ..utils import common_functions as c_f
@@ -27,22 +29,31 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         embedding_size: D.
         margin: a whole number.
         scale: of the logits.
+        group: processes over which the classes are spread, as of :func:`fastloss.functional.cross_entropy`: each has the weights of
+            neighbouring classes, as many as the others or one more, and all rows with their labels, and gets the whole loss, the whole
+            gradient of the rows, and that of its weights, which ``DistributedDataParallel`` must not average. ``get_logits`` then gives
+            those of this process's classes. None where all classes are here.
 
     Attributes:
-        W: (D, C), from the normal distribution.
+        W: (D, C), from the normal distribution; with `group` of this process's classes.
     """
 
     normalizes_rows = False
     normalizes_weights = False
 
-    def __init__(self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, **kwargs) -> None:
+    def __init__(
+        self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, group: object = None, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)
         self.margin = margin
         self.num_classes = num_classes
         self.scale = scale
         self.init_margin()
-        self.W = self.new_weights(embedding_size, num_classes * self.columns_per_class())
+        self.group, self._over = group, None
+        here = (0, num_classes) if group is None else over_group("margins", "share", group, type(self).__name__, num_classes)
+        self.first_class, self.own_classes = here
+        self.W = self.new_weights(embedding_size, self.own_classes * self.columns_per_class())
         self.add_to_recordable_attributes(list_of_names=["num_classes", "margin", "scale"])
 
     def init_margin(self) -> None:
@@ -62,6 +73,12 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         k = torch.floor(self.margin * torch.acos(t.detach().clamp(-1, 1)) / math.pi)
         return (1 - 2 * (k % 2)) * value - 2 * k
 
+    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
+        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+        if self.group is None:
+            return super().forward(*given)
+        return over_group("margins", "run", self.group, self, super().forward, given)
+
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return self.with_regularizer(self.elements(self.row_losses(x, labels) * weight), self.W.t())
@@ -69,18 +86,35 @@ class LargeMarginSoftmaxLoss(ClassLoss):
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N,), from rows in the dtype that sums are kept in."""
         w = self.as_rows(self.W, x)
-        direction, unit = F.normalize(x, dim=1), F.normalize(w, dim=1)
-        a, b = direction if self.normalizes_rows else x, unit if self.normalizes_weights else w
-        classes = torch.arange(self.num_classes, device=labels.device)
-        (others,) = pair_statistics(
-            type(self).__name__, Scores(a, b), [Term("lse", "negative", "linear", (self.scale,))], labels=(labels, classes)
-        )
-        target = self.scale * self.target_cosine((direction * unit[labels]).sum(1))
+        rows = self._shared(x)
+        direction, unit = F.normalize(rows, dim=1), F.normalize(w, dim=1)
+        a, b = direction if self.normalizes_rows else rows, unit if self.normalizes_weights else w
+        classes = torch.arange(self.first_class, self.first_class + len(w), device=labels.device)
+        terms = [Term("lse", "negative", "linear", (self.scale,))]
+        found = pair_statistics(type(self).__name__, Scores(a, b), terms, labels=(labels, classes))
+        (others,) = found if self._over is None else self._over.merged(terms, found)
+        here, index = self._own(labels)
+        target = self.scale * self.target_cosine(self._of_all((direction * unit[index]).sum(1), here))
         if not self.normalizes_rows:
             target = target * x.norm(dim=1)
         if not self.normalizes_weights:
-            target = target * w.norm(dim=1)[labels]
+            target = target * self._of_all(w.norm(dim=1)[index], here)
         return softplus(others.value - target)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """The rows, for what each process computes of its classes: their gradients are added up."""
+        return x if self._over is None else self._over.shared(x)
+
+    def _own(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Which labels are classes of this process, and their numbers among these, 0 for others."""
+        if self._over is None:
+            return None, labels
+        here = (labels >= self.first_class) & (labels < self.first_class + self.own_classes)
+        return here, torch.where(here, labels - self.first_class, 0)
+
+    def _of_all(self, values: Tensor, here: Tensor | None) -> Tensor:
+        """A value for each row, from the process that has it."""
+        return values if self._over is None else self._over.sum(torch.where(here, values, 0.0))
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """(N, C), without margin."""
@@ -176,11 +210,17 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
 
     def _cosines(self, x: Tensor) -> Tensor:
         """(N, C, K)."""
-        to_centers = F.normalize(x, dim=1) @ F.normalize(self.as_rows(self.W, x), dim=1).t()
-        return to_centers.unflatten(1, (self.num_classes, self.sub_centers))
+        to_centers = F.normalize(self._shared(x), dim=1) @ F.normalize(self.as_rows(self.W, x), dim=1).t()
+        return to_centers.unflatten(1, (self.own_classes, self.sub_centers))
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         cosines = self._cosines(x).amax(2)
+        if self._over is not None:
+            here, index = self._own(labels)
+            own = cosines.gather(1, index.unsqueeze(1))
+            kept = torch.where(here.unsqueeze(1), self.target_cosine(own), own)
+            logits = self.scale * cosines.scatter(1, index.unsqueeze(1), kept)
+            return cross_entropy(logits, labels, reduction="none", group=self._over.process_group)
         labels = labels.unsqueeze(1)
         return F.cross_entropy(
             self.scale * cosines.scatter(1, labels, self.target_cosine(cosines.gather(1, labels))), labels.squeeze(1), reduction="none"
@@ -205,6 +245,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             rows, 0 of a class without rows.
         """
         with torch.no_grad():
+            if self.group is not None:
+                raise NotImplementedError(f"{type(self).__name__}: get_outliers needs all classes in one process")
             x = wide(embeddings)
             everyone = torch.arange(len(labels), device=labels.device)
             cosines = self._cosines(x)[everyone, labels]

@@ -103,7 +103,7 @@ class IntraPairVarianceLoss(PairLoss):
     def pair_sums(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> dict:
         count = {"positive": positive.sum(), "negative": negative.sum()}
         plain = pairs.statistics(Term("sum", "positive"), Term("sum", "negative"))
-        means = [found.value.sum() / count[mask].clamp(min=1) for found, mask in zip(plain, count)]
+        means = [pairs.sum(found.value) / pairs.sum(count[mask]).clamp(min=1) for found, mask in zip(plain, count)]
         pos, neg = pairs.statistics(
             Term("sum", "positive", "square", (self.sign,), row=pairs.constant(-self.sign * self._factors()[0] * means[0])),
             Term("sum", "negative", "square", (-self.sign,), row=pairs.constant(self.sign * self._factors()[1] * means[1])),
@@ -133,7 +133,7 @@ class _AnchorLoss(PairLoss):
     """A loss of each positive pair against the log-sum-exp of its anchor's negatives; 0 unless there are pairs of both kinds."""
 
     def pair_sums(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> dict:
-        some = (positive.sum() > 0) & (negative.sum() > 0)
+        some = (pairs.sum(positive) > 0) & (pairs.sum(negative) > 0)
         total, above = self.anchor_sums(pairs)
         return {"loss": (torch.where(some, total, 0.0), positive.sum(), above * some)}
 
@@ -311,7 +311,7 @@ class SupConLoss(RowLoss):
     def row_losses(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> Tensor:
         constants = (-self.sign / self.temperature,)
         every, pos = pairs.statistics(Term("lse", "all", "linear", constants), Term("sum", "positive", "linear", constants))
-        kept = (positive > 0) & (positive.sum() > 0) & (negative.sum() > 0)
+        kept = (positive > 0) & (pairs.sum(positive) > 0) & (pairs.sum(negative) > 0)
         return torch.where(kept, _finite(every.value) - pos.value / positive.clamp(min=1), 0.0)
 
     def get_default_reducer(self) -> BaseReducer:
