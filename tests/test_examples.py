@@ -40,3 +40,16 @@ def test_the_squares_of_hrm_head_are_all_sudokus():
     assert (example.neighbours().sum(1) == 7).all()  # 3 of the row, 3 of the column, and 1 more of the quarter
     puzzle, target = example.hide(squares.view(-1, 16), torch.Generator().manual_seed(0))
     assert ((puzzle == 0) == (target != example.GIVEN)).all() and ((puzzle == 0).sum(1) == example.HIDDEN).all()
+
+
+@pytest.mark.slow
+def test_self_distillation_learns_and_both_losses_agree(capsys, monkeypatch):
+    example = load("self_distillation")
+    monkeypatch.setattr("sys.argv", ["self_distillation.py", "--steps", "1"])
+    example.main()
+    assert "both losses agree" in capsys.readouterr().out
+    history, before, after = example.train(300)
+    example.check(history)
+    assert after > before + 0.04 and len({step.ours for step in history}) == len(history)
+    with pytest.raises(SystemExit, match="step 2"):
+        example.check([*history[:2], history[2]._replace(gradient_difference=1e-3)])
