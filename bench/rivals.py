@@ -157,3 +157,15 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambd: float, deviation: str) -> Tensor
     first, second = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
     matrix = first.T @ second / len(z1)
     return (matrix.diagonal() - 1).square().sum() + lambd * _off_diagonal(matrix).square().sum()
+
+
+def distillation(input: Tensor, target: Tensor, temperature: float, reverse: bool, squared_temperature: bool) -> Tensor:
+    """As torch's tutorials write it."""
+    q, p = F.softmax(target / temperature, -1), F.log_softmax(input / temperature, -1)
+    return F.kl_div(p, q, reduction="batchmean") * temperature**2
+
+
+def dino(input: Tensor, target: Tensor, center: Tensor, student_temp: float, teacher_temp: float, crops: bool) -> Tensor:
+    """The authors', of one pair of views."""
+    q = F.softmax((target - center) / teacher_temp, -1).detach()
+    return torch.sum(-q * F.log_softmax(input / student_temp, -1), -1).mean()
