@@ -182,6 +182,18 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambd: float, deviation: str) -> Tensor
     return (matrix.diagonal() - 1).square().sum() + lambd * _off_diagonal(matrix).square().sum()
 
 
+def distillation(input: Tensor, target: Tensor, temperature: float, reverse: bool, squared_temperature: bool) -> Tensor:
+    """As torch's tutorials write it."""
+    q, p = F.softmax(target / temperature, -1), F.log_softmax(input / temperature, -1)
+    return F.kl_div(p, q, reduction="batchmean") * temperature**2
+
+
+def dino(input: Tensor, target: Tensor, center: Tensor, student_temp: float, teacher_temp: float, crops: bool) -> Tensor:
+    """The authors', of one pair of views."""
+    q = F.softmax((target - center) / teacher_temp, -1).detach()
+    return torch.sum(-q * F.log_softmax(input / student_temp, -1), -1).mean()
+
+
 # Of the losses that a released library has as a class: its module, the class and the arguments that make it the same loss.
 RELEASED = {
     "dice": ("monai", "losses.DiceLoss", {"to_onehot_y": True, "softmax": True}),

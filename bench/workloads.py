@@ -17,6 +17,7 @@ from fastloss.cases import Case
 from fastloss.compat import monai
 from fastloss.detection_cases import DetectionCase
 from fastloss.distance_cases import DistanceCase
+from fastloss.divergence_cases import DivergenceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.functional import anchor_points, decode_boxes
 from fastloss.overlap_cases import OverlapCase
@@ -462,6 +463,36 @@ class AssignmentWorkload(DetectionWorkload):
         return self._call
 
 
+@dataclass(frozen=True)
+class DivergenceWorkload(Workload):
+    """A row of the table for a loss between two rows of logits: `shape` is of either."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Both sides read forward and backward, the gradient of the first written."""
+        return 5 * self.elements * getattr(torch, self.dtype).itemsize
+
+    def check_case(self, rows: int = 24) -> DivergenceCase:
+        """The same call on few rows, for the correctness check."""
+        case = DivergenceCase(shape=(min(self.shape[0], rows), *self.shape[1:]), dtype=self.dtype, center="center" in self.about.operands)
+        case = case.of(self.loss)
+        return replace(case, params=tuple((dict(case.params) | self.options).items()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Both sides, a mask where the loss takes one, and the centre, the same on every run."""
+        call = replace(self.check_case(), shape=self.shape).build()
+        return (*call.arguments(call.tensors())[0], *(call.by_name[name] for name in ("center",) if name in call.by_name))
+
+    @property
+    def our_call(self) -> Callable[..., Tensor]:
+        return functools.partial(self.about.function, **dict(self.check_case().params))
+
+    @property
+    def rival_call(self) -> Callable[..., Tensor]:
+        """The formula as others compute it, over softmaxes that are stored; else ours in plain torch."""
+        return rivals.find(self.loss, dict(self.check_case().params)) or functools.partial(self.our_call, backend="eager")
+
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -538,6 +569,15 @@ WORKLOADS = {
             PairWorkload(f"{name} {short} 2048x512", loss=name, shape=(2048, 512), dtype=dtype)
             for name, about in LOSSES.items()
             if about.engine == "pair" and name != "linear_cross_entropy"
+            for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+        ),
+        DivergenceWorkload("dino fp32 256x65536", loss="dino", shape=(256, 65536), eager_ratio=4.0,
+                           options={"student_temp": 0.1, "teacher_temp": 0.04}),
+        DivergenceWorkload("distillation fp32 4096x32000", loss="distillation", shape=(4096, 32000), eager_ratio=4.0, huge_pages=True),
+        *(
+            DivergenceWorkload(f"{name} {short} 4096x4000", loss=name, shape=(4096, 4000), dtype=dtype)
+            for name, about in LOSSES.items()
+            if about.engine == "divergence"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),

@@ -24,8 +24,8 @@ struct MeanUnderSecond {
     return kSelf ? u - v : V(0) - v;
   }
 };
-using Kl = MeanUnderSecond<true>;
-using Cross = MeanUnderSecond<false>;
+struct Kl : MeanUnderSecond<true> {};
+struct Cross : MeanUnderSecond<false> {};
 
 // beta KL(q || mix) + (1 - beta) KL(p || mix), mix = beta q + (1 - beta) p. Both parts are the derivatives, and log mix is taken less the
 // larger of l and m, so that equal rows give exactly 0.
@@ -73,7 +73,8 @@ template <class F, class V, class P>
 FL_HD DivergenceGradient<V> divergence_gradient(V v, V u, V log_sum1, V log_sum2, V slope1, V slope2, const P* params) {
   const V l = v - log_sum1, m = u - log_sum2, p = exp(l), q = exp(m);
   if constexpr (F::kMean) {
-    return {p - q, select(equal(q, V(0)), V(0), q * (F::h(v, u) - slope2))};
+    // 0 where q is 0, unless the loss is no finite number
+    return {p - q, select(equal(q, V(0)), q * slope2, q * (F::h(v, u) - slope2))};
   } else {
     const auto at = F::eval(l, m, p, q, params);
     return {at.first - p * slope1, at.second - q * slope2};

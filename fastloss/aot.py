@@ -56,6 +56,9 @@ SORT_VARIANTS = ("plain", "full")
 # of a set compared with itself, with codes. The last two of many features, so that no tile holds all.
 PAIR_VARIANTS = ("plain", "tf32", "full", "alone")
 _FULL_PAIR = "lifted"
+# Of the divergence engine: two aligned sides with a gradient to the first; misaligned ones with centre, weights and both gradients.
+DIVERGENCE_VARIANTS = ("plain", "full")
+_FULL_DIVERGENCE = "jensen_shannon"
 
 
 def check(rows: Sequence[dict]) -> list[str]:
@@ -351,6 +354,36 @@ def _pair_launches(functor: str, variant: str, dtype: torch.dtype) -> None:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+def _divergence_cases(quick: bool) -> Iterator[_Case]:
+    """Every functor in two dtypes, and one functor with every tile of every dtype; the full variant with the widest tile."""
+    from fastloss.kernels.divergence import FUNCTORS
+    from fastloss.kernels.tuning import DIVERGENCE, layout_class
+
+    def case(functor: str, variant: str, dtype: torch.dtype, classes: int | None) -> _Case:
+        launches = functools.partial(_divergence_launches, functor, variant, dtype, classes or 32768)
+        return _Case(functor, variant, dtype, "contiguous", launches)
+
+    for dtype in DTYPES[:2]:
+        yield case(_FULL_DIVERGENCE, "full", dtype, None)
+        yield from (case(functor, "plain", dtype, None) for functor in FUNCTORS if functor != _FULL_DIVERGENCE and not quick)
+    for dtype in DTYPES[:1] if quick else DTYPES:
+        table = DIVERGENCE[layout_class(True, dtype)]
+        yield from (case(_FULL_DIVERGENCE, "plain", dtype, classes) for classes, *_ in (table[-1:] if quick else table))
+
+
+def _divergence_launches(functor: str, variant: str, dtype: torch.dtype, classes: int) -> None:
+    from fastloss.kernels import divergence
+
+    full = variant == "full"
+    classes -= full
+    x, t = (torch.empty(256, classes, dtype=dtype, device="meta") for _ in range(2))
+    centre, weight = (torch.empty(n, dtype=accumulate_dtype(dtype), device="meta") if full else None for n in (classes, 256))
+    settings = functor, [0.5], 1.0, 1.0, 1.0, REDUCTIONS["none" if full else "mean"], False, dtype
+    loss, stats, divisor = divergence.divergence_forward(x, t, centre, weight, *settings)
+    upstream = stats[0] if full else divisor
+    divergence.divergence_backward(upstream, x, t, centre, weight, stats, divisor, *settings, True, full)
+
+
 def _compile_all(name: str, quick: bool) -> None:
     """Compile everything for one target, printing a line of JSON a case."""
     from triton.backends.compiler import GPUTarget
@@ -366,7 +399,7 @@ def _compile_all(name: str, quick: bool) -> None:
         compiled.append((kernel.fn.__name__, options, kernel.run(*args, grid=(programs,), warmup=True, **options)))
 
     launch.run = compile_only
-    engines = _row_cases, _elementwise_cases, _overlap_cases, _box_cases, _sort_cases, _pair_cases
+    engines = _row_cases, _elementwise_cases, _overlap_cases, _box_cases, _sort_cases, _pair_cases, _divergence_cases
     cases = [case for cases_of in engines for case in cases_of(quick)]
     seen = set()
     for done, case in enumerate(cases, 1):

@@ -201,7 +201,7 @@ VALUES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "near": _near,
     "peaked": _peaked,
     "hidden": lambda shape, g: _hidden(shape, g, lambda chance: chance < 0.4),
-    "late": lambda shape, g: _hidden(shape, g, lambda chance: (torch.arange(chance.shape[-1]) < 0.8 * chance.shape[-1]).expand_as(chance).clone()),
+    "late": lambda shape, g: _hidden(shape, g, lambda chance: (torch.arange(shape[-1]) < 0.8 * shape[-1]).expand(shape).clone()),
 }
 
 

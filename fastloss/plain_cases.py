@@ -125,7 +125,8 @@ class PlainCall(NamedCall):
         if self.case.loss in TERMS:
             terms = TERMS[self.case.loss](wide.by_name, **dict(self.case.params))
             largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
-            result |= {name: size + terms * (1.0 if name == "loss" else largest) for name, size in result.items() if name in ("loss", *leaves)}
+            for name in ("loss", *leaves):
+                result[name] += terms * (1.0 if name == "loss" else largest)
         return result
 
 

@@ -12,8 +12,8 @@ class Loss:
 
     Args:
         name: stem used everywhere: functor key in every backend, test id, benchmark row.
-        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``, ``"distance"``,
-            ``"detection"``), or ``"plain"`` for a few lines of plain torch over other losses.
+        engine: the engine that runs it (``"row"``, ``"elementwise"``, ``"overlap"``, ``"box"``, ``"sort"``, ``"distance"``, ``"pair"``,
+            ``"divergence"``, ``"detection"``), or ``"plain"`` for a few lines of plain torch over other losses.
         function: the public function.
         formula: one line of mathematics for tables.
         source: author, year, equation.
@@ -22,7 +22,8 @@ class Loss:
         params: functor parameters in order, each with the range of values that it accepts; (False, True) for a switch.
         torch: name of the same function in ``torch.nn.functional``, if torch has it.
         operands: element-wise: the tensor arguments in the functor's order, each with the numbers that it takes (a key of
-            ``fastloss.elementwise_cases.DOMAINS``); plain: of ``fastloss.plain_cases.OPERANDS``; box: the two sets.
+            ``fastloss.elementwise_cases.DOMAINS``); plain: of ``fastloss.plain_cases.OPERANDS``; box: the two sets; divergence: both sides
+            and what comes with them.
         optional: element-wise: whether the last operand may be left out.
         functor: the loss whose functor runs it, where that is another.
         rows: element-wise: "sum" or "mean" where a loss is that of the last dimension, "" where each element has one.

@@ -229,7 +229,8 @@ def divergence_backward_kernel(
         q = tl.exp(m)
         if OWN is not None:
             by_first = p - q
-            by_second = tl.where(q == 0.0, 0.0, q * (((u - v) if OWN == 1.0 else -v) - slope2[:, None]))
+            # 0 where q is 0, unless the loss is no finite number
+            by_second = q * tl.where(q == 0.0, slope2[:, None], ((u - v) if OWN == 1.0 else -v) - slope2[:, None])
         else:
             _, by_first, by_second = FN(l, m, p, q, beta)
             by_first -= p * slope1[:, None]

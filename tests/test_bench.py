@@ -112,6 +112,11 @@ def test_bytes_of_losses_in_plain_torch():
     assert WORKLOADS["multilabel_margin fp32 4096x1000"].bytes_moved == (3 * 4 + 2 * 8) * 4096 * 1000
 
 
+def test_bytes_of_divergences():
+    assert WORKLOADS["distillation fp32 4096x32000"].bytes_moved == 5 * 4096 * 32000 * 4
+    assert WORKLOADS["dino bf16 4096x4000"].bytes_moved == 5 * 4096 * 4000 * 2
+
+
 def test_bytes_of_losses_over_pairs():
     assert WORKLOADS["clip fp32 4096x512"].bytes_moved == 2 * 3 * 4096 * 512 * 4
     assert WORKLOADS["linear_cross_entropy bf16 4096x1024x32000"].bytes_moved == 3 * (4096 + 32000) * 1024 * 2

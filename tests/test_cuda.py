@@ -20,6 +20,7 @@ from fastloss import cuda  # noqa: F401, registers the ops
 from fastloss import functional as F
 from fastloss import overlap, pair
 from fastloss.engine import accumulate_dtype
+from test_divergence import cuda_calls, run_on_cuda
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -406,6 +407,7 @@ def test_order_of_threads_does_not_change_a_bit():
         found += [out for call in overlap_calls([(2, 3, 65), (1, 33, 600)]) for out in run_overlap(*call)]
         found += [out for call in sort_calls() for out in run_sort(*call)]
         found += [out for call in pair_calls() for out in run_pair(*call)]
+        found += [out for call in cuda_calls() for name in ("kl", "total_variation") for out in run_on_cuda(name, *call)]
         return [out.detach().reshape(-1).view(torch.uint8) for out in found]
 
     try:
@@ -447,7 +449,7 @@ spec.loader.exec_module(module)
 sys.path.insert(0, sys.argv[2])
 import torch, fastloss
 from fastloss import _checks
-import test_cuda
+import test_cuda, test_divergence
 calls = list(test_cuda.small_calls())
 for inplace in (False, True):
     for call in calls:
@@ -463,6 +465,9 @@ for call in test_cuda.box_calls():
         test_cuda.run_box(name, *call)
 for call in test_cuda.pair_calls():
     test_cuda.run_pair(*call)
+for call in test_divergence.cuda_calls():
+    for name in ("kl", "jensen_shannon"):
+        test_divergence.run_on_cuda(name, *call)
 _checks.labels_in_range = lambda *_: None  # as on a GPU, where labels are not looked at beforehand
 loss, grad = test_cuda.run(torch.zeros(3, 5), torch.tensor([1, 5, -7]), {"reduction": "none", "weight": torch.ones(5)})
 assert loss.isnan().tolist() == [False, True, True] and grad.isnan().all(1).tolist() == [False, True, True], (loss, grad)
@@ -543,7 +548,7 @@ def kernels(request) -> tuple[str, list[Kernel]]:
 @pytest.mark.slow
 def test_ptx_of_single_precision_has_no_double(kernels):
     _, every = kernels
-    narrow = [k for k in every if k.dtype in NARROW and k.what != "finish_kerneld"]  # which gives a double
+    narrow = [k for k in every if k.dtype in NARROW and k.what != "finish_counted_kerneld"]  # which gives a double
     assert {k.dtype for k in narrow} == {*NARROW} and len(narrow) > len(every) / 2
     assert [k.name for k in narrow if ".f64" in k.ptx] == []
 

@@ -12,7 +12,7 @@ import pytest
 from fastloss.registry import LOSSES
 
 ENGINE = None
-MODULES = ("fastloss._backends", "fastloss.patch", *sorted({loss.function.__module__ for loss in LOSSES.values()}))
+MODULES = ("fastloss._backends", "fastloss.patch", "fastloss.self_distillation", *sorted({loss.function.__module__ for loss in LOSSES.values()}))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -45,8 +45,8 @@ def test_module_computes_what_the_function_does(loss):
     params, tensors = dict(call.case.params), call.arguments(call.tensors())[0]
     taken = inspect.signature(LOSSES[loss].function).parameters
     for options in ({}, *({name: value} for name, value in (("reduction", "sum"), ("per_image", True)) if name in taken)):
-        module, inputs = made(loss, tensors, **params, **options)
-        wanted = LOSSES[loss].function(*tensors, **params, **options)
+        module, inputs = made(loss, tensors, **(params | options))
+        wanted = LOSSES[loss].function(*tensors, **(params | options))
         assert torch.equal(module(*inputs), wanted)
         assert torch.equal(module(**dict(zip(inspect.signature(module.forward).parameters, inputs))), wanted)
         for again in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):

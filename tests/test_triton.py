@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 from fastloss import _checks, aot
 from fastloss.engine import REDUCTIONS
 from fastloss.functional import cross_entropy
-from fastloss.kernels import box, elementwise, functors, launch, overlap, pair_functors, row, tuning
+from fastloss.kernels import box, divergence, elementwise, functors, launch, overlap, pair_functors, row, tuning
 from fastloss.overlap import formula
 from test_memory import poisoned
 
@@ -75,7 +75,8 @@ def test_compiled_kernels_do_not_spill():
     assert {(r["kernel"], r["variant"]) for r in rows} >= {
         (prefix + kernel, variant)
         for prefix, variants in (
-            ("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("overlap_", aot.OVERLAP_VARIANTS), ("box_", aot.BOX_VARIANTS)
+            ("", aot.VARIANTS), ("elementwise_", aot.ELEMENTWISE_VARIANTS), ("overlap_", aot.OVERLAP_VARIANTS), ("box_", aot.BOX_VARIANTS),
+            ("divergence_", aot.DIVERGENCE_VARIANTS),
         )
         for kernel, variant in itertools.product(("forward_kernel", "backward_kernel"), variants)
     } | {(f"sort_{step}_kernel", variant) for step in ("keys", "weigh", "backward") for variant in aot.SORT_VARIANTS} | {
@@ -102,6 +103,9 @@ def test_every_kernel_compiles_for_every_target():
             wanted[target, "elementwise_forward_kernel", functor, name] = 1
         for functor in box.BOX if every else [list(box.BOX)[-1]]:
             wanted[target, "box_forward_kernel", functor, name] = 1
+        wanted[target, "divergence_forward_kernel", "jensen_shannon", name] = len(tuning.DIVERGENCE[keys[0]])
+        for functor in set(divergence.FUNCTORS) - {"jensen_shannon"} if dtype in aot.DTYPES[:2] else ():
+            wanted[target, "divergence_forward_kernel", functor, name] = 1
         for functor in functors.OVERLAP if every else ["softmax_focal"]:
             tiles = sum(len(tuning.OVERLAP[key]) for key in (keys[0], tuning.layout_class(False, dtype, channels_last=True)))
             wanted[target, "overlap_forward_kernel", functor, name] = 2 * (tiles if functor == "softmax_focal" else 1)

@@ -41,7 +41,7 @@ def distillation_loss(
 
     .. math:: \ell = T^2 \sum_c q_c (\log q_c - \log p_c), \qquad p = \mathrm{softmax}(x / T),\ q = \mathrm{softmax}(t / T)
 
-    The factor :math:`T^2` keeps the size of the gradients. Both softmaxes, the logarithms and the sum are one sweep over the logits, and the
+    The factor :math:`T^2` keeps the size of the gradients. Softmaxes, logarithms and the sum are one sweep over the logits, and the
     gradient is one more; nothing but six numbers a row is kept in between. A class whose teacher's probability is 0 adds 0.
 
     Args:
@@ -75,7 +75,7 @@ def distillation_loss(
         >>> import torch
         >>> import fastloss.functional as F
         >>> F.distillation_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]]), temperature=2.0)
-        tensor(1.0841)
+        tensor(1.0915)
     """
     name = "distillation"
     if has_torch_function_variadic(input, target, labels, mask):
@@ -87,7 +87,7 @@ def distillation_loss(
 
 
 @register(
-    "divergence", formula="(KL(q || m) + KL(p || m)) / 2, m = (p + q) / 2", source="Lin 1991, equation 3.3", params=_TEMPERATURE, **_ABOUT,
+    "divergence", formula="(KL(q, m) + KL(p, m)) / 2, m = (p + q) / 2", source="Lin 1991, equation 3.3", params=_TEMPERATURE, **_ABOUT,
 )
 def js_divergence(
     input: Tensor,
@@ -139,7 +139,7 @@ def js_divergence(
 
 
 @register(
-    "divergence", formula="beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p", source="Agarwal et al. 2024, equation 1",
+    "divergence", formula="beta KL(q, m) + (1 - beta) KL(p, m), m = beta q + (1 - beta) p", source="Agarwal et al. 2024, equation 1",
     params={"beta": (0.0, 1.0), **_TEMPERATURE}, **_ABOUT,
 )
 def generalized_jsd(
@@ -158,8 +158,8 @@ def generalized_jsd(
 
     .. math:: \ell = \beta\, \mathrm{KL}(q \,\|\, m) + (1 - \beta)\, \mathrm{KL}(p \,\|\, m), \qquad m = \beta q + (1 - \beta) p
 
-    with :math:`p = \mathrm{softmax}(x / T)` and :math:`q = \mathrm{softmax}(t / T)`. For :math:`\beta = 0` and 1, where this is 0, it is the
-    limit of :math:`\ell / \beta`, :math:`\mathrm{KL}(q \,\|\, p)`, and of :math:`\ell / (1 - \beta)`, :math:`\mathrm{KL}(p \,\|\, q)`, as
+    with :math:`p = \mathrm{softmax}(x / T)` and :math:`q = \mathrm{softmax}(t / T)`. For :math:`\beta = 0` and 1, where this is 0, it is
+    the limit of :math:`\ell / \beta`, :math:`\mathrm{KL}(q \,\|\, p)`, and of :math:`\ell / (1 - \beta)`, :math:`\mathrm{KL}(p \,\|\, q)`, as
     others do.
 
     Args:
@@ -274,7 +274,8 @@ def rows_that_count(name: str, input: Tensor, labels: Tensor | None, ignore_inde
                 f"{name}: expected all tensors on one device, but input is on {input.device} and {argument} on {tensor.device}"
             )
         if tensor.shape != input.shape[:-1]:
-            raise ValueError(f"{name}: {argument} must have input's shape less the classes, {tuple(input.shape[:-1])}, got {tuple(tensor.shape)}")
+            wanted = tuple(input.shape[:-1])
+            raise ValueError(f"{name}: {argument} must have input's shape less the classes, {wanted}, got {tuple(tensor.shape)}")
     if labels is not None and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
         raise RuntimeError(f"{name}: labels must be integers, got {labels.dtype}")
     if mask is not None and mask.dtype != torch.bool:

@@ -23,7 +23,7 @@ BLOCK = 4096  # classes of a weight of half precision that are widened at a time
 
 
 @register(
-    "plain", formula="T^2 KL(softmax(t / T) || softmax((W x + b) / T))", source="Hinton et al. 2015, section 2.1; Hsu et al. 2024",
+    "plain", formula="T^2 KL(softmax(t / T), softmax((W x + b) / T))", source="Hinton et al. 2015, section 2.1; Hsu et al. 2024",
     operands={"input": "real", "linear_weight": "head", "target": "head scores"}, params={"temperature": (0.5, 4.0)},
     choices={"kind": tuple(KINDS), "squared_temperature": (True, False)},
     forward=("target_weight", "linear_bias", "target_bias", "labels", "mask"), dims=(1, 3),
@@ -142,7 +142,8 @@ def _checked(
 ) -> torch.dtype:
     """Raise unless the tensors fit; gives the dtype of the loss."""
     named = dict(
-        input=input, linear_weight=linear_weight, target=target, target_weight=target_weight, linear_bias=linear_bias, target_bias=target_bias,
+        input=input, linear_weight=linear_weight, target=target, target_weight=target_weight, linear_bias=linear_bias,
+        target_bias=target_bias,
     )
     for argument, tensor in named.items():
         if tensor is None and argument not in ("input", "linear_weight", "target"):
