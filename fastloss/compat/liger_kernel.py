@@ -4,10 +4,10 @@
 Arguments, defaults, call order and results are Liger's: a mean over no rows is 0, a z-loss is never weighted by classes, what is returned
 beside the loss has no gradient, teachers and targets get none, and losses of a linear layer are float32. Different are: tensors may be on
 any device; inputs are not overwritten, and a second backward is right; losses are kept in float32 until they are reduced; `accum_dtype`
-makes no difference, since all sums are kept in float32; a label that no class has raises IndexError; class weights are rounded to the input's dtype;
-:class:`LigerKLDIVLoss` takes a target of 0 as contributing 0, so that `eps` makes no difference; its losses, and :class:`LigerTVDLoss`'s,
-have the input's dtype; the gradient of the latter is 0 where both probabilities are equal; and :class:`LigerJSD` normalises the
-log-probabilities that it takes, which changes nothing for those of a ``log_softmax``.
+makes no difference, since all sums are kept in float32; a label that no class has raises IndexError; class weights are rounded to the
+input's dtype; :class:`LigerKLDIVLoss` takes a target of 0 as contributing 0, so that `eps` makes no difference; its losses, and
+:class:`LigerTVDLoss`'s, have the input's dtype; the gradient of the latter is 0 where both probabilities are equal; and :class:`LigerJSD`
+normalises the log-probabilities that it takes, which changes nothing for those of a ``log_softmax``.
 """
 
 from __future__ import annotations
