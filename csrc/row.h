@@ -8,8 +8,10 @@ namespace fastloss {
 // A loss of the row engine is a function of the log-probability l of a class, with its derivative:
 //   loss = sum_c w_c q_c f(l_c),  q the (smoothed) target distribution.
 // kNormalise: l is the log-softmax of the input; otherwise the input itself. Parameters come as P = float or double.
+// kStablemax: it may be stablemax's logarithm instead, which costs every kernel that has the choice some code.
 struct CrossEntropy {
   static constexpr bool kNormalise = true;
+  static constexpr bool kStablemax = true;
   template <class V, class P>
   FL_HD static Slope<V> eval(V l, const P*) {
     return {V(0) - l, V(-1)};
@@ -18,6 +20,7 @@ struct CrossEntropy {
 
 struct Nll {
   static constexpr bool kNormalise = false;
+  static constexpr bool kStablemax = false;
   template <class V, class P>
   FL_HD static Slope<V> eval(V l, const P*) {
     return {V(0) - l, V(-1)};
@@ -28,6 +31,7 @@ struct Nll {
 // derivative without (1 - p)^(gamma - 1), so both are finite for gamma < 1 and p = 1.
 struct SoftmaxFocal {
   static constexpr bool kNormalise = true;
+  static constexpr bool kStablemax = false;
   template <class V, class P>
   FL_HD static Slope<V> eval(V l, const P* params) {
     const V gamma(params[0]);
@@ -62,7 +66,7 @@ struct RowCall {
   int64_t ignore_index;
   int reduction;
   int zero_empty;  // a mean over nothing is 0 instead of NaN
-  int stablemax;   // z = symlog(logit_scale x), so that the softmax becomes stablemax; no softcap then
+  int stablemax;   // z = symlog(logit_scale x), so that the softmax becomes stablemax; no softcap then. Of functors with kStablemax
 
   // Forward writes, backward reads. max, log_sum and slope are acc arrays of rows entries.
   void* max;      // maximum of the transformed logits z

@@ -50,6 +50,15 @@ SIGNATURES = {
         "liger_kl_div": {
             "input": None, "target": None, "size_average": True, "reduce": True, "reduction": "mean", "log_target": False, "eps": 1e-10,
         },
+        "LigerJSD": {"beta": 0.5, "ignore_index": -100},
+        "liger_jsd": {"input": None, "target": None, "shift_labels": None, "beta": 0.5, "ignore_index": -100},
+        "LigerFusedLinearJSD": {"jsd_beta": 0.5, "ignore_index": -100, "temperature": 1.0, "accum_dtype": None},
+        "liger_fused_linear_jsd": {
+            "student_input": None, "student_weight": None, "teacher_input": None, "teacher_weight": None, "shift_labels": None,
+            "jsd_beta": 0.5, "ignore_index": -100, "temperature": 1.0, "accum_dtype": None,
+        },
+        "LigerTVDLoss": {"reduction": "batchmean", "ignore_index": -100},
+        "liger_tvd": {"input": None, "target": None, "shift_labels": None, "reduction": "mean", "ignore_index": -100},
     },
 }
 
@@ -271,6 +280,72 @@ def test_liger_kl_div(log_target, recwarn):
     assert isinstance(module, torch.nn.KLDivLoss) and not recwarn.list
 
 
+def jsd_rows(x: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Of log-probabilities of a student and a teacher."""
+    q, p = x.exp(), y.exp()
+    if beta in (0.0, 1.0):
+        return (p * (y - x) if beta == 0 else q * (x - y)).sum(-1)
+    log_m = (beta * p + (1 - beta) * q).log()
+    return (beta * p * (y - log_m) + (1 - beta) * q * (x - log_m)).sum(-1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_liger_jsd(beta):
+    x, labels = problem()
+    y = torch.randn(9, 7).log_softmax(1)
+    for shift_labels, dtype in itertools.product((None, labels, torch.full_like(labels, -100)), (torch.float32, torch.bfloat16)):
+        leaf, wide = x.clone().requires_grad_(), x.double().requires_grad_()
+        student, teacher = leaf.log_softmax(1).to(dtype), y.to(dtype).requires_grad_()
+        loss = liger_kernel.LigerJSD(beta)(student, teacher, shift_labels)
+        counts = torch.ones(9, dtype=torch.bool) if shift_labels is None else shift_labels != -100
+        rows = torch.where(counts, jsd_rows(wide.log_softmax(1), y.double(), beta), 0.0)
+        truth = rows.sum() / counts.sum().clamp_min(1)
+        assert loss.dtype == dtype
+        if dtype == torch.float32:
+            same(loss, truth, [leaf], [wide], (beta, shift_labels))
+        else:
+            torch.testing.assert_close(loss.double(), truth, rtol=2e-2, atol=2e-2)
+        loss = liger_kernel.liger_jsd(student, teacher, shift_labels, beta)
+        assert torch.autograd.grad(loss, teacher, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_liger_fused_linear_jsd(beta):
+    e, c, _, labels = layer()
+    e, labels = e.flatten(0, 1), labels.flatten()
+    teacher, weight = torch.randn(15, 4), torch.randn(7, 4)
+    for shift_labels in (None, labels, torch.full_like(labels, -100)):
+        leaves, wide = [t.clone().requires_grad_() for t in (e, c)], [t.double().requires_grad_() for t in (e, c)]
+        module = liger_kernel.LigerFusedLinearJSD(beta, temperature=2.0)
+        loss = module(leaves[0], leaves[1], teacher, weight, shift_labels)
+        counts = torch.ones(15, dtype=torch.bool) if shift_labels is None else shift_labels != -100
+        sides = (wide[0] @ wide[1].T / 2).log_softmax(1), (teacher @ weight.T / 2).double().log_softmax(1)
+        truth = torch.where(counts, jsd_rows(*sides, beta), 0.0).sum() / counts.sum().clamp_min(1)
+        same(loss, truth, leaves, wide, (beta, shift_labels))
+    half = [t.bfloat16() for t in (e, c, teacher, weight)]
+    assert liger_kernel.liger_fused_linear_jsd(*half).dtype == torch.float32
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean", "sum", "none"])
+def test_liger_tvd(reduction):
+    x, labels = problem()
+    q = torch.randn(9, 7).softmax(1)
+    for shift_labels in (None, labels):
+        p = x.softmax(1)
+        p[0] = q[0]  # equal: no gradient
+        if shift_labels is not None:
+            p[labels == -100] = torch.nan
+        p.requires_grad_()
+        loss = liger_kernel.LigerTVDLoss(reduction)(p, q, shift_labels)
+        counts = torch.ones(9, dtype=torch.bool) if shift_labels is None else labels != -100
+        each = torch.where(counts.unsqueeze(1), 0.5 * (p.detach() - q).abs(), 0.0)
+        by = {"batchmean": counts.sum(), "mean": counts.sum() * 7, "sum": 1, "none": 1}[reduction]
+        torch.testing.assert_close(loss, each if reduction == "none" else each.sum() / by)
+        (grad,) = torch.autograd.grad(loss.sum(), p)
+        torch.testing.assert_close(grad, torch.where(counts.unsqueeze(1), 0.5 * (p.detach() - q).sign(), 0.0) / by)
+    assert liger_kernel.liger_tvd(p, q, torch.full_like(labels, -100)).item() == 0
+
+
 X, Y = problem()
 E, C, B, T = layer()
 VOCABULARY = cut_cross_entropy.VocabParallelOptions
@@ -292,6 +367,9 @@ BAD = [
     (lambda: liger_kernel.LigerCrossEntropyLoss(reduction="batchmean"), AssertionError, "batchmean"),
     (lambda: liger_kernel.LigerFusedLinearCrossEntropyLoss(softcap=0.0), AssertionError, "softcap"),
     (lambda: liger_kernel.liger_cross_entropy(X, Y + 9), IndexError, "out of bounds"),
+    (lambda: liger_kernel.liger_jsd(X, X, Y[:3]), AssertionError, r"\(3,\)"),
+    (lambda: liger_kernel.liger_tvd(X, X, reduction="avg"), ValueError, "avg"),
+    (lambda: liger_kernel.LigerFusedLinearJSD(temperature=0), AssertionError, "temperature"),
 ]
 
 

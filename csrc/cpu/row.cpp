@@ -27,20 +27,24 @@ int64_t tile_lanes(const RowCall& c) {
 bool contiguous(const RowCall& c) { return c.inner == 1 && c.class_stride == 1; }
 
 // What happens to a logit before the softmax, and its derivative as a function of the result.
-template <class A>
+template <class A, bool kStablemax>
 struct Transform {
   A scale, cap;
   bool stablemax;
-  explicit Transform(const RowCall& c) : scale(c.logit_scale), cap(c.softcap), stablemax(c.stablemax) {}
+  explicit Transform(const RowCall& c) : scale(c.logit_scale), cap(c.softcap), stablemax(kStablemax && c.stablemax) {}
   bool identity() const { return !stablemax && cap == 0 && scale == 1; }
   template <class V>
   V apply(V x) const {
-    if (stablemax) return symlog(x * V(scale));
+    if constexpr (kStablemax) {
+      if (stablemax) return symlog(x * V(scale));
+    }
     return cap != 0 ? V(cap) * tanh(x * V(scale / cap)) : x * V(scale);
   }
   template <class V>
   V derivative(V z) const {
-    if (stablemax) return V(scale) * exp(V(0) - abs(z));
+    if constexpr (kStablemax) {
+      if (stablemax) return V(scale) * exp(V(0) - abs(z));
+    }
     if (cap == 0) return V(scale);
     const V t = z * V(1 / cap);
     return V(scale) * (V(1) - t * t);
@@ -48,8 +52,8 @@ struct Transform {
 };
 
 // n transformed logits from `from` as acc; `from` itself when there is nothing to do.
-template <class T>
-inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>>& transform) {
+template <class T, bool kStablemax>
+inline const acc_of<T>* staged(const T* from, int64_t n, acc_of<T>* scratch, const Transform<acc_of<T>, kStablemax>& transform) {
   using A = acc_of<T>;
   if constexpr (std::is_same_v<T, A>) {
     if (transform.identity()) return from;
@@ -112,7 +116,7 @@ struct Row {
   const RowCall& c;
   const T* input;
   const A* weight;
-  Transform<A> transform;
+  Transform<A, F::kStablemax> transform;
   A smooth;        // label_smoothing / C: what every class gets
   A keep;          // 1 - label_smoothing: what remains of the target
   bool spread;     // every class has a target share, so that a sweep over f is needed

@@ -14,6 +14,9 @@ constexpr int64_t kMaxStridedClasses = 1 << 24;  // the kernel compares classes 
 #define FASTLOSS_NAME(stem, Functor) #stem,
 constexpr const char* kRowLosses[] = {FASTLOSS_ROW(FASTLOSS_NAME)};
 #undef FASTLOSS_NAME
+#define FASTLOSS_STABLEMAX(stem, Functor) Functor::kStablemax,
+constexpr bool kStablemax[] = {FASTLOSS_ROW(FASTLOSS_STABLEMAX)};
+#undef FASTLOSS_STABLEMAX
 
 // Either (R, C) with unit stride over C, or (O, C, I) with unit stride over I.
 void check_layout(const char* what, const Tensor& t) {
@@ -31,6 +34,12 @@ struct Settings {
   bool stablemax;
   int64_t ignore_index, reduction;
 };
+
+int functor_of(const Settings& s) {
+  const int index = functor_index("row", kRowLosses, s.functor);
+  TORCH_CHECK(!s.stablemax || kStablemax[index], "row engine: no stablemax for ", s.functor);
+  return index;
+}
 
 RowCall describe(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const Settings& s) {
   check_layout("input", input);
@@ -152,9 +161,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> row_forward(
     bool zero_empty, bool want_entropy, bool want_accuracy, at::ScalarType dtype) {
   const bool soft = target_.is_floating_point();
   const Tensor target = soft ? target_ : target_.contiguous();
-  RowCall call = describe(
-      input, target, weight, {functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction});
-  const int index = functor_index("row", kRowLosses, functor);
+  const Settings settings{functor, params, label_smoothing, z_loss, softcap, logit_scale, stablemax, ignore_index, reduction};
+  RowCall call = describe(input, target, weight, settings);
+  const int index = functor_of(settings);
   const Scalar scalar = scalar_of(input);
   const int64_t rows = call.outer * call.inner, counted = soft ? rows : count_labels(call);
   const auto options = input.options().dtype(accumulate_type(input));
@@ -184,7 +193,7 @@ void backward_into(
   const bool soft = target_.is_floating_point();
   const Tensor target = soft ? target_ : target_.contiguous();
   RowCall call = describe(input, target, weight, settings);
-  const int index = functor_index("row", kRowLosses, settings.functor);
+  const int index = functor_of(settings);
   const int64_t rows = call.outer * call.inner;
   const auto upstream = [&](const OptionalTensor& gradient, int64_t count) {
     if (!gradient) return Tensor();

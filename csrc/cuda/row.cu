@@ -18,11 +18,13 @@ struct Settings {
   A* partial;
 };
 
-template <bool kPlain, class A>
+template <class F, bool kPlain, class A>
 __device__ __forceinline__ A transform(A x, const Settings<A>& s) {
   const A z = x * s.logit_scale;
   if constexpr (kPlain) return z;
-  if (s.stablemax) return symlog(z);
+  if constexpr (F::kStablemax) {
+    if (s.stablemax) return symlog(z);
+  }
   return s.softcap == A(0) ? z : s.softcap * tanh(z * s.inverse_softcap);
 }
 
@@ -42,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
     if (F::kNormalise || call.accuracy || (!kPlain && call.entropy)) {
       Online<A> online{A(-INFINITY), {0, 0}};
       layout.sweep(row, call.class_stride, call.classes, always, [&](auto& chunk) {
-        for (A& z : chunk.values) z = transform<kPlain>(z, s);
+        for (A& z : chunk.values) z = transform<F, kPlain>(z, s);
         online.add(chunk.values);
       });
       const auto peak = layout.reduce(Peak<A>{online.max, online.sum.total()});
@@ -74,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
         Terms<A> part{0, 0, 0};
         for (int i = 0; i < kCount; ++i) {
           const int64_t c = chunk.first + i;
-          const A z = transform<kPlain>(chunk.values[i], s);
+          const A z = transform<F, kPlain>(chunk.values[i], s);
           if (everywhere) {
             const Slope<A> point = F::eval(log_prob(z), s.params);
             const A share = (kSoft ? s.keep * target[i] + s.spread : s.spread) * (weight ? weight[c] : A(1));
@@ -99,14 +101,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
     A count = counts ? A(1) : A(0), target_logit = A(NAN);
     if constexpr (kSoft) {
       if (call.accuracy && best.index < call.classes) {
-        target_logit = transform<kPlain>(widen(row[best.index * call.class_stride]), s);
+        target_logit = transform<F, kPlain>(widen(row[best.index * call.class_stride]), s);
       }
     } else if (!counts) {
       terms.loss = terms.slope = A(0);
     } else if (!valid) {
       terms.loss = terms.slope = A(NAN);  // no class to read: the row poisons the loss and its gradient
     } else {
-      target_logit = transform<kPlain>(widen(row[label * call.class_stride]), s);
+      target_logit = transform<F, kPlain>(widen(row[label * call.class_stride]), s);
       const Slope<A> point = F::eval(log_prob(target_logit), s.params);
       const A label_weight = weight ? weight[label] : A(1);
       terms.loss += s.keep * label_weight * point.value;
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall cal
       A grads[kCount];
       for (int i = 0; i < kCount; ++i) {
         const int64_t c = chunk.first + i;
-        const A z = transform<kPlain>(chunk.values[i], s);
+        const A z = transform<F, kPlain>(chunk.values[i], s);
         const A l = F::kNormalise ? z - max - log_sum : z;
         A dz = A(0);
         if (F::kNormalise && any) {
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const RowCall cal
           dz += g * (share * F::eval(l, s.params).derivative);
         }
         if (any) dz *= s.logit_scale;
-        if (!kPlain && any && s.stablemax) dz *= exp(-abs(z));
+        if (F::kStablemax && !kPlain && any && s.stablemax) dz *= exp(-abs(z));
         if (!kPlain && any && s.softcap != A(0)) {
           const A unit = z * s.inverse_softcap;
           dz *= A(1) - unit * unit;
@@ -253,7 +255,9 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
 
 template <class F>
 void choose(bool forward, const RowCall& call, const RowLaunch& launch) {
-  const bool plain = call.softcap == 0.0 && !call.stablemax && call.label_smoothing == 0.0 && !call.entropy && !call.grad_entropy;
+  const bool plain =
+      call.softcap == 0.0 && !call.stablemax && call.label_smoothing == 0.0 && !call.entropy && !call.grad_entropy;
+  if (call.stablemax && !F::kStablemax) throw std::runtime_error(std::string("fastloss: no stablemax for ") + launch.functor);
   const auto typed = [&](auto zero) {
     using T = decltype(zero);
     if (launch.soft) return run<T, F, true, false>(forward, call, launch);

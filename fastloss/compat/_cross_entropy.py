@@ -10,12 +10,20 @@ from torch import Tensor
 from .. import functional as F
 
 
-def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, **options) -> Tensor | tuple[Tensor, ...]:
-    """:func:`fastloss.functional.linear_cross_entropy`, with losses in float32 for half-precision inputs, never rounded to their dtype."""
+def float32_losses(input: Tensor) -> contextlib.AbstractContextManager:
+    """A block in which losses of half-precision tensors like `input` are float32, never rounded to their dtype.
+
+    That is what autocast does; to the dtype that the tensors have, it casts none of them.
+    """
     device, half = input.device.type, input.dtype in (torch.bfloat16, torch.float16)
-    # Autocast to the dtype that the operands have casts none of them, and makes losses float32.
-    wide = half and linear_weight.dtype == input.dtype and device != "meta" and not torch.is_autocast_enabled(device)
-    with torch.autocast(device, input.dtype) if wide else contextlib.nullcontext():
+    if not half or device == "meta" or torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, input.dtype)
+
+
+def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, **options) -> Tensor | tuple[Tensor, ...]:
+    """:func:`fastloss.functional.linear_cross_entropy`, with losses in float32 also of half-precision inputs."""
+    with float32_losses(input) if linear_weight.dtype == input.dtype else contextlib.nullcontext():
         return F.linear_cross_entropy(input, linear_weight, target, **options)
 
 

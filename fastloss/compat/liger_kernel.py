@@ -2,10 +2,12 @@
 ``liger_kernel.transformers.functional`` (``from fastloss.compat.liger_kernel import LigerCrossEntropyLoss``).
 
 Arguments, defaults, call order and results are Liger's: a mean over no rows is 0, a z-loss is never weighted by classes, what is returned
-beside the loss has no gradient, and losses of the linear layer are float32. Different are: tensors may be on any device; inputs are not
-overwritten, and a second backward is right; losses are kept in float32 until they are reduced; `accum_dtype` makes no difference, since all
-sums are kept in float32; a label that no class has raises IndexError; class weights are rounded to the input's dtype;
-:class:`LigerKLDIVLoss` takes a target of 0 as contributing 0, so that `eps` makes no difference, and its losses have the input's dtype.
+beside the loss has no gradient, teachers and targets get none, and losses of a linear layer are float32. Different are: tensors may be on
+any device; inputs are not overwritten, and a second backward is right; losses are kept in float32 until they are reduced; `accum_dtype`
+makes no difference, since all sums are kept in float32; a label that no class has raises IndexError; class weights are rounded to the
+input's dtype; :class:`LigerKLDIVLoss` takes a target of 0 as contributing 0, so that `eps` makes no difference; its losses, and
+:class:`LigerTVDLoss`'s, have the input's dtype; the gradient of the latter is 0 where both probabilities are equal; and :class:`LigerJSD`
+normalises the log-probabilities that it takes, which changes nothing for those of a ``log_softmax``.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..elementwise import elementwise_loss
+from ..functional import generalized_jsd, linear_distillation_loss
 from ..row import row_loss
-from ._cross_entropy import linear_cross_entropy, reduced, z_losses
+from ._cross_entropy import float32_losses, linear_cross_entropy, reduced, z_losses
 
 __all__ = [
-    "CrossEntropyOutput", "LigerCrossEntropyLoss", "LigerFusedLinearCrossEntropyLoss", "LigerKLDIVLoss", "liger_cross_entropy",
-    "liger_fused_linear_cross_entropy", "liger_kl_div",
+    "CrossEntropyOutput", "LigerCrossEntropyLoss", "LigerFusedLinearCrossEntropyLoss", "LigerFusedLinearJSD", "LigerJSD",
+    "LigerKLDIVLoss", "LigerTVDLoss", "liger_cross_entropy", "liger_fused_linear_cross_entropy", "liger_fused_linear_jsd", "liger_jsd",
+    "liger_kl_div", "liger_tvd",
 ]
 
 _CHUNK = 1 << 22  # logits that exist at a time where the likeliest classes are asked for
@@ -286,3 +290,141 @@ class LigerKLDIVLoss(nn.KLDivLoss):
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         return liger_kl_div(y_pred, y_true, reduction=self.reduction, log_target=self.log_target, eps=self.eps)
+
+
+def _counts(x: Tensor, shift_labels: Tensor | None, ignore_index: int) -> tuple[Tensor | None, Tensor]:
+    """Which rows count, None for all of them, and what a mean over them divides by: infinity for none."""
+    if shift_labels is None:
+        return None, torch.full((), float(len(x)), device=x.device)
+    if shift_labels.shape != x.shape[:1]:
+        raise AssertionError(f"the shape of shift_labels must be (BT,). Got: {tuple(shift_labels.shape)}")
+    counts = shift_labels != ignore_index
+    number = counts.sum().float()
+    return counts, torch.where(number == 0, torch.inf, number)
+
+
+def liger_jsd(
+    input: Tensor, target: Tensor, shift_labels: Tensor | None = None, beta: float = 0.5, ignore_index: int = -100, *,
+    backend: str | None = None,
+) -> Tensor:
+    """Liger's ``liger_jsd``: :func:`fastloss.functional.generalized_jsd` of log-probabilities, a mean over the rows that count.
+
+    Args:
+        input: the student's log-probabilities, (N, V).
+        target: the teacher's.
+        shift_labels: (N,), of which `ignore_index` marks rows that do not count, or None.
+        beta: in [0, 1]; 0 is the forward Kullback-Leibler divergence and 1 the reverse one. Default: 0.5.
+        ignore_index: default -100.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Raises:
+        AssertionError: `shift_labels` has another shape.
+    """
+    mask, number = _counts(input, shift_labels, ignore_index)
+    with float32_losses(input):
+        loss = generalized_jsd(input, target.detach(), beta, mask=mask, reduction="sum", backend=backend)
+    return (loss / number).to(input.dtype)
+
+
+class LigerJSD(nn.Module):
+    """Liger's ``LigerJSD``: :func:`liger_jsd`, which documents the arguments."""
+
+    def __init__(self, beta: float = 0.5, ignore_index: int = -100, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.beta, self.ignore_index, self.backend = beta, ignore_index, backend
+
+    def forward(self, log_q: Tensor, log_p: Tensor, shift_labels: Tensor | None = None) -> Tensor:
+        return liger_jsd(log_q, log_p, shift_labels, self.beta, self.ignore_index, backend=self.backend)
+
+
+def liger_fused_linear_jsd(
+    student_input: Tensor, student_weight: Tensor, teacher_input: Tensor, teacher_weight: Tensor, shift_labels: Tensor | None = None,
+    jsd_beta: float = 0.5, ignore_index: int = -100, temperature: float = 1.0, accum_dtype: torch.dtype | None = None, *,
+    backend: str | None = None,
+) -> Tensor:
+    """Liger's ``liger_fused_linear_jsd``: :func:`fastloss.functional.linear_distillation_loss`, a mean over the rows that count.
+
+    Args:
+        student_input: hidden states, (N, D).
+        student_weight: of the linear layer, (V, D).
+        teacher_input: the teacher's, (N, E).
+        teacher_weight: the teacher's, (V, E).
+        shift_labels, ignore_index: as for :func:`liger_jsd`.
+        jsd_beta: its `beta`. Default: 0.5.
+        temperature: that logits are divided by. Default: 1.
+        accum_dtype: no effect.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Raises:
+        AssertionError: `shift_labels` has another shape.
+    """
+    mask, number = _counts(student_input, shift_labels, ignore_index)
+    kind = {0.0: "kl", 1.0: "reverse_kl"}.get(jsd_beta, "jsd")
+    with float32_losses(student_input):
+        loss = linear_distillation_loss(
+            student_input, student_weight, teacher_input.detach(), teacher_weight.detach(), temperature=temperature, kind=kind,
+            beta=jsd_beta if kind == "jsd" else 0.5, squared_temperature=False, mask=mask, reduction="sum", backend=backend,
+        )
+    return loss / number
+
+
+class LigerFusedLinearJSD(nn.Module):
+    """Liger's ``LigerFusedLinearJSD``: :func:`liger_fused_linear_jsd`, which documents the arguments."""
+
+    def __init__(
+        self, jsd_beta: float = 0.5, ignore_index: int = -100, temperature: float = 1.0, accum_dtype: torch.dtype | None = None, *,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if temperature == 0:
+            raise AssertionError("temperature cannot be 0.")
+        self.jsd_beta, self.ignore_index, self.temperature, self.accum_dtype = jsd_beta, ignore_index, temperature, accum_dtype
+        self.backend = backend
+
+    def forward(
+        self, student_input: Tensor, student_weight: Tensor, teacher_input: Tensor, teacher_weight: Tensor, shift_labels: Tensor | None
+    ) -> Tensor:
+        return liger_fused_linear_jsd(
+            student_input, student_weight, teacher_input, teacher_weight, shift_labels, self.jsd_beta, self.ignore_index,
+            self.temperature, self.accum_dtype, backend=self.backend,
+        )
+
+
+def liger_tvd(
+    input: Tensor, target: Tensor, shift_labels: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100, *,
+    backend: str | None = None,
+) -> Tensor:
+    """Liger's ``liger_tvd``: the total variation distance of probabilities, ``0.5 |p - q|`` of each class.
+
+    Args:
+        input: the student's probabilities, (N, V).
+        target: the teacher's.
+        shift_labels, ignore_index: as for :func:`liger_jsd`.
+        reduction: ``"batchmean"`` over the rows that count, ``"mean"`` over their elements, ``"sum"``, or ``"none"``: (N, V).
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Raises:
+        ValueError: unknown reduction.
+        AssertionError: `shift_labels` has another shape.
+    """
+    counts, number = _counts(input, shift_labels, ignore_index)
+    if reduction not in ("batchmean", "mean", "sum", "none"):
+        raise ValueError(f"liger_tvd: reduction must be 'batchmean', 'mean', 'sum' or 'none', got {reduction!r}")
+    if counts is not None:  # replaced, since 0 times NaN is NaN
+        input, target = (torch.where(counts.unsqueeze(1), x, 0.0) for x in (input, target))
+    each = reduction == "none"
+    loss = 0.5 * elementwise_loss("l1", (), (input, target.detach(), None), None, "none" if each else "sum", backend=backend)
+    if reduction in ("batchmean", "mean"):
+        loss = (loss / (number * (input.shape[1] if reduction == "mean" else 1))).to(input.dtype)
+    return loss
+
+
+class LigerTVDLoss(nn.Module):
+    """Liger's ``LigerTVDLoss``: :func:`liger_tvd`, which documents the arguments."""
+
+    def __init__(self, reduction: str = "batchmean", ignore_index: int = -100, *, backend: str | None = None) -> None:
+        super().__init__()
+        self.reduction, self.ignore_index, self.backend = reduction, ignore_index, backend
+
+    def forward(self, p: Tensor, q: Tensor, shift_labels: Tensor | None = None) -> Tensor:
+        return liger_tvd(p, q, shift_labels, self.reduction, self.ignore_index, backend=self.backend)
