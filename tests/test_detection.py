@@ -178,6 +178,13 @@ def test_first_of_equals(backend, assigner):
     for box, wanted in ((around, many if assigner == "source" else 4), (beside, 4 if assigner == "source" else 0)):
         found = module(scores, boxes, points, labels[:, :1], box)
         assert found.foreground[0].nonzero().flatten().tolist() == list(range(wanted))
+    # A better one that comes last takes the place of the last of the equals, and NaN has none.
+    boxes = boxes.clone()
+    boxes[0, :-1] = torch.tensor([0.0, 0.0, 8.0, 8.0] if assigner == "source" else [0.0, 0.0, 4.0, 8.0])
+    boxes[0, -1] = torch.tensor([4.0, 0.0, 8.0, 8.0] if assigner == "source" else [0.0, 0.0, 8.0, 8.0])
+    boxes[0, 1] = math.nan
+    found = module(scores, boxes, points, labels[:, :1], beside if assigner == "source" else around)
+    assert found.foreground[0].nonzero().flatten().tolist() == [0, 2, 3, many - 1]
 
 
 @both

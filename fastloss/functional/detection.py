@@ -45,13 +45,17 @@ def _dfl(input: Tensor, position: Tensor) -> Tensor:
     """The loss of rows (N, R) for positions (N,) in plain torch."""
     log_prob = torch.log_softmax(input.to(accumulate_dtype(input.dtype)), 1)
     left, right, share = _shares(position, input.shape[1])
-    of_left, of_right = (-log_prob.gather(1, bins.unsqueeze(1)).squeeze(1) for bins in (left, right))
-    return _mixed(of_left, of_right, share)
+    return _mixed(-_at(log_prob, left, log_prob), -_at(log_prob, right, log_prob), share)
 
 
 def _mixed(of_left: Tensor, of_right: Tensor, share: Tensor) -> Tensor:
     """Of a position that is a bin the other one has no share, whatever its loss."""
     return (1 - share) * of_left + share * torch.where((share == 0) & of_right.isinf(), 0.0, of_right)
+
+
+def _at(input: Tensor, bins: Tensor, like: Tensor) -> Tensor:
+    """One logit of each row, in the dtype of `like`."""
+    return input.gather(1, bins.unsqueeze(1)).squeeze(1).to(like.dtype)
 
 
 # What the row engine is asked for: cross-entropy of class indices, one a row.
@@ -65,8 +69,7 @@ class _Dfl(torch.autograd.Function):
     def forward(ctx, input, position, backend):
         left, right, share = _shares(position, input.shape[1])
         of_left, stats, divisor, *_ = _FORWARD[backend](input, left, None, *_SETTINGS, False, False, False, position.dtype)
-        x = input.gather(1, right.unsqueeze(1)).squeeze(1).to(position.dtype)
-        of_right = stats[1] + (stats[0] - x)
+        of_right = stats[1] + (stats[0] - _at(input, right, position))
         ctx.save_for_backward(input, position, stats, divisor)
         ctx.backend = backend
         return _mixed(of_left, of_right, share)
@@ -78,16 +81,15 @@ class _Dfl(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *formula_backward(lambda *inputs: [_dfl(*inputs)], (input, position), needed, [upstream]), None
         left, right, share = _shares(position, input.shape[1])
-        bins = torch.stack([left, right], 1)
-        x = input.gather(1, bins).to(position.dtype)
-        by_input = None
+        by_input = by_position = None
         if needed[0]:
             by_input = _BACKWARD_OP[ctx.backend](upstream, None, None, input, left, None, stats, divisor, None, *_SETTINGS)
             # The two that have a target once more, from the start: what was rounded to 16 bits must not be added to.
-            p = torch.exp((x - stats[0].unsqueeze(1)) - stats[1].unsqueeze(1))
-            slopes = upstream.unsqueeze(1) * (p - torch.stack([1 - share, share], 1))
-            by_input.scatter_(1, bins, slopes.to(input.dtype))
-        by_position = upstream * (x[:, 0] - x[:, 1]) if needed[1] else None
+            for bins, target in ((left, 1 - share), (right, share)):
+                p = torch.exp((_at(input, bins, position) - stats[0]) - stats[1])
+                by_input.scatter_(1, bins.unsqueeze(1), (upstream * (p - target)).to(input.dtype).unsqueeze(1))
+        if needed[1]:
+            by_position = upstream * (_at(input, left, position) - _at(input, right, position))
         return by_input, by_position, None
 
 
