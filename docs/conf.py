@@ -7,10 +7,12 @@ import re
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import fastloss
+from docs.generate import home, offered
 
 project = "fastloss"
 version = release = fastloss.__version__
@@ -57,6 +59,15 @@ def _as_meant(app: Sphinx, kind: str, name: str, thing: object, options: object,
         lines[k] = re.sub(r"^(\s+[\w, ]+: )([A-Z])\.$", r"\1``\2``.", lines[k])
 
 
+def _at_home(app: Sphinx, env: BuildEnvironment, node: nodes.Element, shown: nodes.Element) -> nodes.Element | None:
+    """A reference by another path that something is offered by."""
+    target = node["reftarget"]
+    if target not in offered() or home(target) == target:
+        return None
+    return env.domains.python_domain.resolve_xref(env, node["refdoc"], app.builder, "obj", home(target), node, shown)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", _at_home)
     app.connect("autodoc-process-docstring", _as_meant, priority=400)  # before napoleon, at 500
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -98,6 +99,20 @@ def documented(path: str, thing: Callable, members: bool = False) -> str:
     return f".. {kind}:: {path}\n" + ("   :members:\n" if members and inspect.isclass(thing) else "")
 
 
+@functools.cache
+def offered() -> dict[str, Callable]:
+    """Every public function and class by each path that users may import it by."""
+    modules = [fastloss, functional, nn, *METRIC.values(), *own_modules().values(), *compat_modules().values()]
+    return {f"{module.__name__}.{name}": thing for module in modules for name, thing in public(module).items()}
+
+
+def home(path: str) -> str:
+    """Where what is offered under a path is documented: where it is defined, if it is offered there."""
+    thing = offered()[path]
+    own = f"{thing.__module__}.{thing.__name__}"
+    return own if own in offered() else path
+
+
 def loss_section(loss: Loss) -> str:
     """Everything about one loss."""
     name, module = loss.function.__name__, nn.class_name(loss)
@@ -158,14 +173,15 @@ def needs() -> str:
 
 def compat_page(short: str, module: ModuleType) -> str:
     """A module of other names: its docstring, theirs and ours in a table, and their docstrings."""
-    names, mapped = public(module), compat_losses()
+    mapped = compat_losses()
     rows, entries = [], []
-    for name, thing in names.items():
-        alias = f"the same as ``{thing.__name__}``; " if thing.__name__ != name and thing.__name__ in names else ""
+    for name, thing in public(module).items():
+        path = f"{module.__name__}.{name}"
+        alias = f"the same as :py:obj:`~{home(path)}`; " if home(path) != path else ""
         ours = ", ".join(to_loss(LOSSES[loss]) for loss in mapped[f"{short}.{name}"])
         rows.append((literal(name), alias + ours or "see below"))
         if not alias:
-            entries.append(documented(f"{module.__name__}.{name}", thing))
+            entries.append(documented(path, thing))
     parts = [f".. _compat-{short}:\n", heading(short, "="), f".. automodule:: {module.__name__}\n"]
     return "\n".join([*parts, *([table(("theirs", "ours"), rows)] if rows else []), *entries])
 
@@ -181,7 +197,20 @@ def compat_index() -> str:
 
 def module_page(name: str, module: ModuleType) -> str:
     parts = [heading(f"fastloss.{name}", "="), f".. automodule:: {module.__name__}\n"]
-    return "\n".join([*parts, *(documented(f"{module.__name__}.{own}", thing, True) for own, thing in public(module).items())])
+    paths = {f"{module.__name__}.{own}": thing for own, thing in public(module).items()}
+    return "\n".join([*parts, *(documented(path, thing, True) for path, thing in paths.items() if home(path) == path)])
+
+
+def nn_page() -> str:
+    """Every module with the loss whose section has it, and what is no loss."""
+    losses = {nn.class_name(loss): loss for loss in LOSSES.values()}
+    rows, entries = [], []
+    for name, thing in public(nn).items():
+        path = f"fastloss.nn.{name}"
+        rows.append((f":py:obj:`{name} <{home(path)}>`", to_loss(losses[name]) if name in losses else ""))
+        if name not in losses and home(path) == path:
+            entries.append(documented(path, thing, True))
+    return "\n".join([heading("Modules", "="), ".. automodule:: fastloss.nn\n", table(("module", "loss"), sorted(rows)), *entries])
 
 
 def backends_page() -> str:
@@ -245,10 +274,12 @@ def pages() -> dict[str, str]:
     found["benchmarks.md"] = "# Benchmarks\n\n" + section(read("start"), "Results")
     found["choose.rst"] = (HERE / "choose.rst").read_text() + "\n" + needs()
     found["backends.rst"], found["commands.rst"], found["examples.rst"] = backends_page(), commands_page(), examples_page()
+    found["nn.rst"] = nn_page()
+    around = ("nn", *(f"modules/{own}" for own in own_modules()), "metric/index", "compat/index", "backends", "commands")
     trees = [
         toctree(("start", "choose", "examples"), "Start"),
         toctree((f"tasks/{task}" for task in by_task()), "Losses"),
-        toctree(("metric/index", *(f"modules/{own}" for own in own_modules()), "compat/index", "backends", "commands"), "Around them"),
+        toctree(around, "Around them"),
         toctree(("benchmarks", "ladder", "contributing"), "Project"),
     ]
     name = f"fastloss {fastloss.__version__}"
