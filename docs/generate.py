@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import re
@@ -14,7 +15,7 @@ import fastloss
 from fastloss import functional, metric, nn
 from fastloss.curves import curve, picture
 from fastloss.finder import arguments, memory
-from fastloss.names import compat_losses, compat_modules, compat_names, own_modules, public
+from fastloss.names import aliases, compat_losses, compat_modules, compat_names, own_modules, public
 from fastloss.registry import LOSSES, Loss
 from fastloss.tasks import TASKS, by_task, module_of, task_of
 
@@ -107,10 +108,26 @@ def offered() -> dict[str, Callable]:
 
 
 def home(path: str) -> str:
-    """Where what is offered under a path is documented: where it is defined, if it is offered there."""
+    """Where what is offered under a path is documented: where it is defined, if it is offered there; else where it is offered first."""
     thing = offered()[path]
     own = f"{thing.__module__}.{thing.__name__}"
-    return own if own in offered() else path
+    same = [other for other, value in offered().items() if value is thing]
+    named = [other for other in same if other.rpartition(".")[2] == thing.__name__]
+    return own if own in offered() else (named or same)[0]
+
+
+def exists(path: str) -> bool:
+    """Whether an absolute name of fastloss leads to something, documented or not."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
 
 
 def loss_section(loss: Loss) -> str:
@@ -122,6 +139,7 @@ def loss_section(loss: Loss) -> str:
         "backends": ", ".join(loss.backends) + (" (of what it is made of)" if loss.engine == "plain" else ""),
         "engine": loss.engine,
         "memory": "beside inputs and gradients: " + memory(loss),
+        "also": ", ".join(map(literal, aliases(loss))),
         "elsewhere": theirs,
     }
     parts = [f".. _loss-{loss.name}:\n", heading(name), literal(loss.formula) + "\n"]
@@ -137,7 +155,8 @@ def others_of(task: str) -> list[str]:
     registered = {loss.function.__name__ for loss in LOSSES.values()}
     found = []
     for name in functional.__all__:
-        if name not in registered:
+        path = f"fastloss.functional.{name}"
+        if name not in registered and home(path) == path:
             module = getattr(functional, name).__module__.rpartition(".")[2]
             tasks = [own for own, about in TASKS.items() if module in about.modules]
             tasks += [task_of(loss) for loss in LOSSES.values() if module_of(loss) == module]
@@ -210,7 +229,8 @@ def nn_page() -> str:
         rows.append((f":py:obj:`{name} <{home(path)}>`", to_loss(losses[name]) if name in losses else ""))
         if name not in losses and home(path) == path:
             entries.append(documented(path, thing, True))
-    return "\n".join([heading("Modules", "="), ".. automodule:: fastloss.nn\n", table(("module", "loss"), sorted(rows)), *entries])
+    about = ".. automodule:: fastloss.functional\n", ".. automodule:: fastloss.nn\n"
+    return "\n".join([heading("Functions and modules", "="), *about, table(("module", "loss"), sorted(rows)), *entries])
 
 
 def backends_page() -> str:
