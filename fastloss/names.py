@@ -143,7 +143,9 @@ def find(name: str) -> Loss:
     owner = next((own for own in metric.__all__ if _key(own) == asked), None)
     if owner:
         raise LookupError(f"{owner} is a class of fastloss.metric.losses, which follows pytorch-metric-learning; see its docstring")
-    close = [key for key in names if len(asked) > 2 and asked in key] or difflib.get_close_matches(asked, names, n=4, cutoff=0.6)
+    within = [key for key in names if len(asked) > 2 and asked in key]
+    within.sort(key=lambda key: (not key.startswith(asked), len(key)))
+    close = within or difflib.get_close_matches(asked, names, n=4, cutoff=0.6)
     near = list(dict.fromkeys(loss for key in close for loss in names[key]))[:6]
     hint = f"did you mean {', '.join(near)}?" if near else f"`fastloss list` names all {len(LOSSES)}"
     raise LookupError(f"no loss is named {name!r}; {hint}")
