@@ -22,7 +22,7 @@ def main(folder: Path) -> int:
     shutil.rmtree(source, ignore_errors=True)
     write(source)
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-n", "-c", str(Path(__file__).parent)]
-    status = subprocess.call([*command, "-d", str(folder / "doctrees"), str(source), str(html)])
+    status = subprocess.call([*command, "-d", str(folder / "doctrees"), str(source), str(html)], cwd=Path(__file__).parent.parent)
     for path in sorted(html.rglob("*.html")):
         for tag in loaded_from_elsewhere(path.read_text()):
             print(f"{path}: loads from the network: {tag}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import os
 import re
@@ -13,7 +15,7 @@ import fastloss
 from fastloss import functional, metric, nn
 from fastloss.curves import curve, picture
 from fastloss.finder import arguments, memory
-from fastloss.names import compat_losses, compat_modules, compat_names, own_modules, public
+from fastloss.names import aliases, compat_losses, compat_modules, compat_names, own_modules, public
 from fastloss.registry import LOSSES, Loss
 from fastloss.tasks import TASKS, by_task, module_of, task_of
 
@@ -98,6 +100,36 @@ def documented(path: str, thing: Callable, members: bool = False) -> str:
     return f".. {kind}:: {path}\n" + ("   :members:\n" if members and inspect.isclass(thing) else "")
 
 
+@functools.cache
+def offered() -> dict[str, Callable]:
+    """Every public function and class by each path that users may import it by."""
+    modules = [fastloss, functional, nn, *METRIC.values(), *own_modules().values(), *compat_modules().values()]
+    return {f"{module.__name__}.{name}": thing for module in modules for name, thing in public(module).items()}
+
+
+def home(path: str) -> str:
+    """Where what is offered under a path is documented: where it is defined, if it is offered there; else where it is offered first."""
+    thing = offered()[path]
+    own = f"{thing.__module__}.{thing.__name__}"
+    same = [other for other, value in offered().items() if value is thing]
+    named = [other for other in same if other.rpartition(".")[2] == thing.__name__]
+    return own if own in offered() else (named or same)[0]
+
+
+def exists(path: str) -> bool:
+    """Whether an absolute name of fastloss leads to something, documented or not."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
 def loss_section(loss: Loss) -> str:
     """Everything about one loss."""
     name, module = loss.function.__name__, nn.class_name(loss)
@@ -107,6 +139,7 @@ def loss_section(loss: Loss) -> str:
         "backends": ", ".join(loss.backends) + (" (of what it is made of)" if loss.engine == "plain" else ""),
         "engine": loss.engine,
         "memory": "beside inputs and gradients: " + memory(loss),
+        "also": ", ".join(map(literal, aliases(loss))),
         "elsewhere": theirs,
     }
     parts = [f".. _loss-{loss.name}:\n", heading(name), literal(loss.formula) + "\n"]
@@ -122,7 +155,8 @@ def others_of(task: str) -> list[str]:
     registered = {loss.function.__name__ for loss in LOSSES.values()}
     found = []
     for name in functional.__all__:
-        if name not in registered:
+        path = f"fastloss.functional.{name}"
+        if name not in registered and home(path) == path:
             module = getattr(functional, name).__module__.rpartition(".")[2]
             tasks = [own for own, about in TASKS.items() if module in about.modules]
             tasks += [task_of(loss) for loss in LOSSES.values() if module_of(loss) == module]
@@ -158,14 +192,15 @@ def needs() -> str:
 
 def compat_page(short: str, module: ModuleType) -> str:
     """A module of other names: its docstring, theirs and ours in a table, and their docstrings."""
-    names, mapped = public(module), compat_losses()
+    mapped = compat_losses()
     rows, entries = [], []
-    for name, thing in names.items():
-        alias = f"the same as ``{thing.__name__}``; " if thing.__name__ != name and thing.__name__ in names else ""
+    for name, thing in public(module).items():
+        path = f"{module.__name__}.{name}"
+        alias = f"the same as :py:obj:`~{home(path)}`; " if home(path) != path else ""
         ours = ", ".join(to_loss(LOSSES[loss]) for loss in mapped[f"{short}.{name}"])
         rows.append((literal(name), alias + ours or "see below"))
         if not alias:
-            entries.append(documented(f"{module.__name__}.{name}", thing))
+            entries.append(documented(path, thing))
     parts = [f".. _compat-{short}:\n", heading(short, "="), f".. automodule:: {module.__name__}\n"]
     return "\n".join([*parts, *([table(("theirs", "ours"), rows)] if rows else []), *entries])
 
@@ -181,7 +216,21 @@ def compat_index() -> str:
 
 def module_page(name: str, module: ModuleType) -> str:
     parts = [heading(f"fastloss.{name}", "="), f".. automodule:: {module.__name__}\n"]
-    return "\n".join([*parts, *(documented(f"{module.__name__}.{own}", thing, True) for own, thing in public(module).items())])
+    paths = {f"{module.__name__}.{own}": thing for own, thing in public(module).items()}
+    return "\n".join([*parts, *(documented(path, thing, True) for path, thing in paths.items() if home(path) == path)])
+
+
+def nn_page() -> str:
+    """Every module with the loss whose section has it, and what is no loss."""
+    losses = {nn.class_name(loss): loss for loss in LOSSES.values()}
+    rows, entries = [], []
+    for name, thing in public(nn).items():
+        path = f"fastloss.nn.{name}"
+        rows.append((f":py:obj:`{name} <{home(path)}>`", to_loss(losses[name]) if name in losses else ""))
+        if name not in losses and home(path) == path:
+            entries.append(documented(path, thing, True))
+    about = ".. automodule:: fastloss.functional\n", ".. automodule:: fastloss.nn\n"
+    return "\n".join([heading("Functions and modules", "="), *about, table(("module", "loss"), sorted(rows)), *entries])
 
 
 def backends_page() -> str:
@@ -245,10 +294,12 @@ def pages() -> dict[str, str]:
     found["benchmarks.md"] = "# Benchmarks\n\n" + section(read("start"), "Results")
     found["choose.rst"] = (HERE / "choose.rst").read_text() + "\n" + needs()
     found["backends.rst"], found["commands.rst"], found["examples.rst"] = backends_page(), commands_page(), examples_page()
+    found["nn.rst"] = nn_page()
+    around = ("nn", *(f"modules/{own}" for own in own_modules()), "metric/index", "compat/index", "backends", "commands")
     trees = [
         toctree(("start", "choose", "examples"), "Start"),
         toctree((f"tasks/{task}" for task in by_task()), "Losses"),
-        toctree(("metric/index", *(f"modules/{own}" for own in own_modules()), "compat/index", "backends", "commands"), "Around them"),
+        toctree(around, "Around them"),
         toctree(("benchmarks", "ladder", "contributing"), "Project"),
     ]
     name = f"fastloss {fastloss.__version__}"

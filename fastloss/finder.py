@@ -27,6 +27,7 @@ MEMORY = {
     "box": "nothing",
     "sort": "one number an element",
     "divergence": "six numbers a row",
+    "detection": "a few numbers an anchor",
     "distance": "one distance an element",
     "pair": "a few numbers a row, no matrix of scores",
     "plain": "what its lines of plain torch store; the losses and sums that it is made of as their engines do",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from . import nn
+from . import functional, nn
 from .registry import LOSSES, Loss
 
 
@@ -102,6 +102,11 @@ def same_elsewhere(loss: Loss) -> list[str]:
     return [name for name, losses in compat_losses().items() if losses[:1] == (loss.name,)]
 
 
+def aliases(loss: Loss) -> list[str]:
+    """Other names of the function in :mod:`fastloss.functional`."""
+    return [name for name in functional.__all__ if getattr(functional, name) is loss.function and name != loss.function.__name__]
+
+
 def _key(name: str) -> str:
     return name.rpartition(".")[2].replace("_", "").replace("-", "").lower().removesuffix("loss")
 
@@ -110,7 +115,7 @@ def known() -> dict[str, list[str]]:
     """The losses of every name, without its case, underscores and "loss". What is a name of ours is not another library's."""
     ours: dict[str, list[str]] = {}
     for loss in LOSSES.values():
-        for name in (loss.name, loss.function.__name__, nn.class_name(loss)):
+        for name in (loss.name, loss.function.__name__, nn.class_name(loss), *aliases(loss)):
             ours.setdefault(_key(name), []).append(loss.name)
     theirs: dict[str, list[str]] = {}
     for name, losses in compat_losses().items():
@@ -138,7 +143,9 @@ def find(name: str) -> Loss:
     owner = next((own for own in metric.__all__ if _key(own) == asked), None)
     if owner:
         raise LookupError(f"{owner} is a class of fastloss.metric.losses, which follows pytorch-metric-learning; see its docstring")
-    close = [key for key in names if len(asked) > 2 and asked in key] or difflib.get_close_matches(asked, names, n=4, cutoff=0.6)
+    within = [key for key in names if len(asked) > 2 and asked in key]
+    within.sort(key=lambda key: (not key.startswith(asked), len(key)))
+    close = within or difflib.get_close_matches(asked, names, n=4, cutoff=0.6)
     near = list(dict.fromkeys(loss for key in close for loss in names[key]))[:6]
     hint = f"did you mean {', '.join(near)}?" if near else f"`fastloss list` names all {len(LOSSES)}"
     raise LookupError(f"no loss is named {name!r}; {hint}")

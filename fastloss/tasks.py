@@ -53,7 +53,7 @@ TASKS: dict[str, Task] = {
 # Of a loss whose module is in no task: what most losses of its engine are for.
 ENGINES = {
     "row": "classification", "elementwise": "regression", "overlap": "segmentation", "sort": "segmentation", "distance": "segmentation",
-    "box": "detection", "pair": "contrastive", "divergence": "distillation",
+    "box": "detection", "pair": "contrastive", "divergence": "distillation", "detection": "detection",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
@@ -15,20 +14,14 @@ from docs import generate
 from docs.__main__ import loaded_from_elsewhere
 from fastloss import functional, nn
 from fastloss.curves import curve
-from fastloss.names import compat_modules, own_modules, public
+from fastloss.names import compat_modules, find, own_modules
 from fastloss.registry import LOSSES
 
 ENGINE = None
 PAGES = generate.pages()
 ENTRIES = [path for text in PAGES.values() for path in re.findall(r"^\.\. auto(?:function|class):: (\S+)$", text, re.MULTILINE)]
-ROLE = re.compile(r":(?:py:)?(?:func|class|mod|meth|data|attr):`([^`]+)`")
-
-
-def offered() -> dict[str, object]:
-    """Every public function and class by the path that users import it by."""
-    modules = [fastloss, functional, nn, *compat_modules().values(), *own_modules().values()]
-    modules += [importlib.import_module(f"fastloss.metric.{short}") for short in generate.METRIC]
-    return {f"{module.__name__}.{name}": thing for module in modules for name, thing in public(module).items()}
+offered = generate.offered
+ROLE = re.compile(r":(?:py:)?(?:func|class|mod|meth|data|attr|obj):`([^`]+)`")
 
 
 def test_every_loss_is_on_one_page():
@@ -40,8 +33,24 @@ def test_every_loss_is_on_one_page():
 
 
 def test_everything_public_is_there_once():
-    aliases = {path for path, thing in offered().items() if thing.__name__ != path.rpartition(".")[2]}
-    assert sorted(ENTRIES) == sorted(offered().keys() - aliases)
+    """Where it is defined, if it is offered there too; so every name of torch's, fastloss's and other libraries' leads to one entry."""
+    assert {"fastloss.explain", "fastloss.functional.pairwise_box_iou", "fastloss.nn.HuberLoss", "fastloss.metric.miners.HDCMiner",
+            "fastloss.compat.monai.DiceCELoss", "fastloss.compat.monai.dice_ce"} <= offered().keys()
+    assert generate.home("fastloss.compat.monai.dice_ce") == "fastloss.compat.monai.DiceCELoss"
+    homes = {generate.home(path) for path in offered()}
+    assert len(set(ENTRIES)) == len(ENTRIES) and set(ENTRIES) - homes == homes - set(ENTRIES) == set()
+
+
+def test_another_name_of_a_function_has_no_entry_of_its_own(monkeypatch):
+    monkeypatch.setattr(functional, "pseudo_huber_loss", functional.huber_loss, raising=False)
+    monkeypatch.setattr(functional, "__all__", ["pseudo_huber_loss", *functional.__all__])
+    offered.cache_clear()
+    try:
+        assert generate.home("fastloss.functional.pseudo_huber_loss") == "fastloss.functional.huber_loss"
+        assert "pseudo_huber_loss" not in generate.others_of("regression")
+        assert "``pseudo_huber_loss``" in generate.loss_section(LOSSES["huber"]) and find("PseudoHuber").name == "huber"
+    finally:
+        offered.cache_clear()
 
 
 def test_everything_public_has_a_docstring():
@@ -56,25 +65,28 @@ def _named(target: str) -> str:
     return (found[1] if found else target).lstrip("~!")
 
 
-def _exists(path: str, where: str) -> bool:
-    """Whether a name, absolute or relative to the module of a docstring, is something documented or of another package."""
-    if path.partition(".")[0] in ("torch", "numpy"):
-        return True
-    if not path.startswith("fastloss"):
-        path = f"{where}.{path}"
-    known = {*offered(), *(module.__name__ for module in compat_modules().values())}
-    known |= {f"fastloss.metric.{short}" for short in generate.METRIC}
-    known |= {*(f"fastloss.{name}" for name in own_modules()), "fastloss.nn", "fastloss.functional", "fastloss.compat", "fastloss.metric"}
-    owner, _, member = path.rpartition(".")
-    return path in known or (owner in known and member in vars(offered().get(owner, object)))
+def _exists(target: str, *scopes: str) -> bool:
+    """Whether a name leads to something: absolute, of another package, or in one of the scopes."""
+    if target.partition(".")[0] in ("torch", "numpy", "fastloss"):
+        return not target.startswith("fastloss") or generate.exists(target)
+    return any(generate.exists(f"{scope}.{target}") for scope in scopes)
 
 
 @pytest.mark.parametrize("module", sorted({path.rpartition(".")[0] for path in offered()}))
 def test_names_in_docstrings_exist(module):
     for path, thing in offered().items():
-        if path.rpartition(".")[0] == module:
-            for target in ROLE.findall(inspect.getdoc(thing) or ""):
-                assert _exists(_named(target), module), f"the docstring of {path} refers to {target!r}, which is not documented"
+        if path.rpartition(".")[0] == module and generate.home(path) == path:
+            own = [value for value in vars(thing).values() if inspect.isfunction(value)] if inspect.isclass(thing) else []
+            for part in (thing, *own):
+                for target in ROLE.findall(part.__doc__ or ""):
+                    scopes = module, path, thing.__module__
+                    assert _exists(_named(target), *scopes), f"the docstring of {path} refers to {target!r}, which does not exist"
+
+
+def test_a_name_that_leads_nowhere_is_found():
+    assert _exists("fastloss.functional.huber_loss") and _exists("huber_loss", "fastloss.functional") and _exists("torch.whatever")
+    assert _exists("DiceLoss.forward", "fastloss.compat.monai") and _exists("fastloss.functional")
+    assert not _exists("fastloss.functional.hubr_loss") and not _exists("hubr_loss", "fastloss.functional") and not _exists("fastlos.x")
 
 
 def test_links_between_pages():
@@ -90,7 +102,7 @@ def test_links_between_pages():
         assert {_named(target) for target in re.findall(r":doc:`([^`]+)`", text)} <= names
         assert set(re.findall(r"^\.\. image:: /pictures/(\w+)\.svg$", text, re.MULTILINE)) <= drawn
         for target in ROLE.findall(text):
-            assert _exists(_named(target), "fastloss"), f"{page} refers to {target}"
+            assert _exists(_named(target), "fastloss.nn"), f"{page} refers to {target}"
 
 
 @pytest.mark.parametrize("path", generate.MARKDOWN.values())
@@ -108,6 +120,7 @@ def test_every_page_is_in_the_contents():
 def test_other_modules_have_pages(tmp_path, monkeypatch):
     """Those that offer names, and no others."""
     own_modules.cache_clear()
+    offered.cache_clear()
     (tmp_path / "offering.py").write_text('"""Offers."""\n__all__ = ["thing"]\n\n\ndef thing():\n    """A thing."""\n')
     (tmp_path / "inner.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.setattr(fastloss, "__path__", [*fastloss.__path__, str(tmp_path)])
@@ -120,6 +133,7 @@ def test_other_modules_have_pages(tmp_path, monkeypatch):
         sys.modules.pop("fastloss.offering", None)
         vars(fastloss).pop("offering", None)
         own_modules.cache_clear()
+        offered.cache_clear()
 
 
 def test_what_is_drawn():
