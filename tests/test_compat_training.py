@@ -206,6 +206,22 @@ def test_gist(options, limit):
         st.GISTEmbedLoss(0.0)
 
 
+def test_distillation_of_scores():
+    columns, teacher = [real(5, 4) for _ in range(4)], real(5, 3)
+
+    def definition(*columns, similarity=lambda x, y: (x * y).sum(1), t=1.0):
+        scores = torch.stack([similarity(columns[0], document) for document in columns[1:]], 1)
+        return t * t * F.kl_div((scores / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean")
+
+    agree(lambda *columns: st.DistillKLDivLoss()(columns, teacher), definition, *columns)
+    made = st.DistillKLDivLoss(F.cosine_similarity, 2.0)
+    agree(lambda *columns: made(columns, teacher), lambda *columns: definition(*columns, similarity=F.cosine_similarity, t=2.0), *columns)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        st.DistillKLDivLoss(temperature=0.0)
+    with pytest.raises(ValueError, match="wanted 3 or more tensors of embeddings, got 2"):
+        made(columns[:2], teacher)
+
+
 def test_orthogonal_regularization():
     def definition(*columns, dot=False, mean=1.0, second=1.0):
         losses = []
@@ -249,8 +265,8 @@ CENTRES = (
 def test_losses_by_name():
     assert len(finetuner.LOSSES) == 32
     needed = dict.fromkeys(CENTRES, {"num_classes": 3, "embedding_size": 4}) | {
-        "CrossBatchMemory": {"loss": "ContrastiveLoss", "embedding_size": 4}, "MultipleLosses": {"losses": ["TripletMarginLoss", "CircleLoss"]},
-        "GenericPairLoss": {"mat_based_loss": True},
+        "CrossBatchMemory": {"loss": "ContrastiveLoss", "embedding_size": 4}, "GenericPairLoss": {"mat_based_loss": True},
+        "MultipleLosses": {"losses": ["TripletMarginLoss", "CircleLoss"]},
     }
     for name, kind in finetuner.LOSSES.items():
         assert type(finetuner.make_loss(name, **needed.get(name, {}))) is kind
@@ -311,6 +327,15 @@ def test_centroid_triplets():
     assert found.item() == pytest.approx(((1 + math.sqrt(2) - 2) + 1) / 2)
     with pytest.raises(ValueError, match=r"wanted embeddings \(N, D\) and labels \(N\), got \(6, 4\) and \(5,\)"):
         finetuner.CentroidTripletLoss()(x, LABELS[:5])
+
+
+def test_class_sampler():
+    labels = torch.arange(24) % 6
+    batches = list(finetuner.make_sampler(labels, 8, num_items_per_class=2, generator=torch.Generator().manual_seed(0)))
+    assert batches and all(len(batch) == 8 for batch in batches)
+    assert all(sorted(torch.bincount(labels[batch]).tolist())[-4:] == [2] * 4 for batch in batches)
+    forced = list(finetuner.make_sampler(labels, 8, "TripletMarginLoss", "random", 4))
+    assert all(set(torch.bincount(labels[batch]).tolist()) <= {0, 4} for batch in forced)
 
 
 def test_samplers_by_loss():
