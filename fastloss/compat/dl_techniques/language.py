@@ -65,10 +65,9 @@ class StableMaxCrossEntropy(Loss):
         """(...) losses of labels (...) and logits (..., V)."""
         if y_true.shape != y_pred.shape[:-1]:
             raise ValueError(f"{self.name}: y_pred must be (..., V) for y_true {tuple(y_true.shape)}, got {tuple(y_pred.shape)}")
-        flat = F.stablemax_cross_entropy(
-            y_pred.reshape(-1, y_pred.shape[-1]), y_true.reshape(-1).long(), ignore_index=self.ignore_index, reduction="none", backend=self.backend
-        )
-        return flat.view(y_true.shape)
+        rows, labels = y_pred.reshape(-1, y_pred.shape[-1]), y_true.reshape(-1).long()
+        losses = F.stablemax_cross_entropy(rows, labels, ignore_index=self.ignore_index, reduction="none", backend=self.backend)
+        return losses.view(y_true.shape)
 
 
 class HRMLoss(Loss):
