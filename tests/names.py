@@ -55,6 +55,9 @@ MODULES = (
     "TripletMarginWithDistanceLoss",
 )
 
+# Modules of ours that are no loss function's, or hold more than its arguments.
+OWN_MODULES = ("DINOLoss", "IBOTPatchLoss", "TaskAlignedAssigner", "UncertaintyWeighting", "YOLOv12MultiTaskLoss")
+
 METRIC = {
     "losses": (
         "AngularLoss", "ArcFaceLoss", "BaseMetricLossFunction", "CircleLoss", "ContrastiveLoss", "CosFaceLoss", "CrossBatchMemory",
@@ -88,8 +91,8 @@ COMPAT = {
         "TripletLoss", "VICRegLoss", "WeightedFocalLoss", "WingLoss",
     ),
     "finetuner": (
-        "LOSSES", "CLIPLoss", "CentroidTripletLoss", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss", "make_miner",
-        "make_sampler", "sampler_of",
+        "LOSSES", "CLIPLoss", "CentroidTripletLoss", "ClassSampler", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss",
+        "make_miner", "make_sampler", "sampler_of",
     ),
     "dl_techniques": (
         "HuberLoss", "SMAPELoss", "smape_metric", "MASELoss", "mase_metric", "MQLoss", "QuantileLoss", "TabMLoss", "BrierScoreLoss",

@@ -14,7 +14,7 @@ import fastloss
 import fastloss.functional as ours
 import fastloss.metric
 from fastloss.registry import LOSSES
-from names import COMPAT, FUNCTIONAL, METRIC, MODULES
+from names import COMPAT, FUNCTIONAL, METRIC, MODULES, OWN_MODULES
 
 
 
@@ -38,7 +38,7 @@ def missing(path: str, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in public or not hasattr(module, name)]
 
 
-WANTED = {"functional": tuple(name for family in FUNCTIONAL.values() for name in family), "nn": MODULES}
+WANTED = {"functional": tuple(name for family in FUNCTIONAL.values() for name in family), "nn": MODULES + OWN_MODULES}
 WANTED |= {f"metric.{part}": names for part, names in METRIC.items()} | {f"compat.{module}": names for module, names in COMPAT.items()}
 
 
