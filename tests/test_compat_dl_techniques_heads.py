@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import fastloss.functional as ours
 from fastloss.compat import dl_techniques as dl
+from test_compat_dl_techniques import SIGNATURES as OTHERS
 
 ANY, MEAN = inspect.Parameter.empty, "sum_over_batch_size"
 CENTRED = {"out_dim": ANY, "student_temp": 0.1, "teacher_temp": 0.04, "center_momentum": 0.9}
@@ -41,6 +42,11 @@ def test_signatures(name):
     parameters = inspect.signature(getattr(dl, name)).parameters
     found = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(found.items()) == list(SIGNATURES[name].items())
+
+
+def test_every_name_has_a_signature():
+    assert set(dl.__all__) == {*SIGNATURES, *OTHERS}
+    assert len(dl.__all__) == len(set(dl.__all__))
 
 
 def real(*shape):
