@@ -10,7 +10,8 @@ FUNCTIONAL = {
         "multilabel_soft_margin_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss",
     ),
     "logits": (
-        "softmax_focal_loss", "stablemax_cross_entropy", "distillation_loss", "js_divergence", "generalized_jsd", "total_variation",
+        "softmax_focal_loss", "stablemax_cross_entropy", "distillation_loss", "linear_distillation_loss", "js_divergence", "generalized_jsd",
+        "total_variation",
     ),
     "regression": (
         "log_cosh_loss", "quantile_loss", "mape_loss", "smape_loss", "mase_loss", "msle_loss", "wing_loss", "charbonnier_loss",

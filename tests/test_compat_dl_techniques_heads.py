@@ -120,6 +120,7 @@ def test_hrm(kind, mode):
     y = torch.tensor([[3, 2, -100], [0, 4, 4], [-100, -100, -100]])
     x, halt, further, target = real(3, 3, 5), real(3), real(3), torch.rand(3, dtype=torch.float64)
     x[0] = 5 * F.one_hot(y[0].clamp_min(0), 5)  # all right
+    x[1, 0, 3] = 9.0  # one wrong
     kept, wanted = y >= 0, torch.tensor([1.0, 0.0, float(mode == "sequence_sum")], dtype=torch.float64)
 
     def definition(x, halt, further=None):
