@@ -158,6 +158,10 @@ def test_triplets_of_a_batch(metric):
     # pairs (0, 1) and (1, 0); negatives at 1.5 and 4 of row 0, of row 1 at 0.5 (nearer) and 3
     found = st.BatchSemiHardTripletLoss(margin=3.0)([line], torch.tensor([0, 0, 1, 2]))
     assert found.item() == pytest.approx(((1 - 1.5 + 3) + (1 - 3 + 3)) / 2)
+    # a negative as far as the positive is not farther: of row 0 the one at 4 counts; row 1 has one at 2 and one at 3
+    tie = torch.tensor([[0.0], [1.0], [-1.0], [4.0]])
+    found = st.BatchSemiHardTripletLoss(margin=5.0)([tie], torch.tensor([0, 0, 1, 2]))
+    assert found.item() == pytest.approx(((1 - 4 + 5) + (1 - 2 + 5)) / 2)
     for made in (st.BatchAllTripletLoss(metric), st.BatchSemiHardTripletLoss(metric)):
         for labels in (torch.arange(6), torch.zeros(6, dtype=torch.long)):
             leaf = x.clone().requires_grad_()
@@ -193,7 +197,8 @@ def gist(a, p, negatives, guide_a, guide_p, guide_negatives, limit, anchors=True
 )
 def test_gist(options, limit):
     columns, guides = [real(6, 4) for _ in range(3)], [unit(real(6, 3)) for _ in range(3)]
-    guides[1] = unit(guides[0] + 0.5 * guides[1])
+    side = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0]).unsqueeze(1)  # the guide finds two positives unlike their anchors
+    guides[1] = unit(side * guides[0] + 0.5 * guides[1])
     switches = {name.removeprefix("contrast_"): value for name, value in options.items() if name.startswith("contrast_")}
 
     def definition(a, p, n):
@@ -252,6 +257,8 @@ def test_mega_batch_margin():
         return torch.stack(rows).mean()
 
     agree(lambda a, p: st.MegaBatchMarginLoss(0.9, 0.1)([a, p]), definition, real(6, 4), real(6, 4))
+    near = real(6, 4)
+    agree(lambda a, p: st.MegaBatchMarginLoss(0.9, 0.1)([a, p]), definition, near, near + 0.1 * real(6, 4))
 
 
 # finetuner
