@@ -10,7 +10,8 @@ FUNCTIONAL = {
         "multilabel_soft_margin_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss",
     ),
     "logits": (
-        "softmax_focal_loss", "stablemax_cross_entropy", "distillation_loss", "js_divergence", "generalized_jsd", "total_variation",
+        "softmax_focal_loss", "stablemax_cross_entropy", "distillation_loss", "linear_distillation_loss", "js_divergence", "generalized_jsd",
+        "total_variation",
     ),
     "regression": (
         "log_cosh_loss", "quantile_loss", "mape_loss", "smape_loss", "mase_loss", "msle_loss", "wing_loss", "charbonnier_loss",
@@ -55,6 +56,9 @@ MODULES = (
     "TripletMarginWithDistanceLoss",
 )
 
+# Modules of ours that are no loss function's, or hold more than its arguments.
+OWN_MODULES = ("DINOLoss", "IBOTPatchLoss", "TaskAlignedAssigner", "UncertaintyWeighting", "YOLOv12MultiTaskLoss")
+
 METRIC = {
     "losses": (
         "AngularLoss", "ArcFaceLoss", "BaseMetricLossFunction", "CircleLoss", "ContrastiveLoss", "CosFaceLoss", "CrossBatchMemory",
@@ -88,8 +92,8 @@ COMPAT = {
         "TripletLoss", "VICRegLoss", "WeightedFocalLoss", "WingLoss",
     ),
     "finetuner": (
-        "LOSSES", "CLIPLoss", "CentroidTripletLoss", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss", "make_miner",
-        "make_sampler", "sampler_of",
+        "LOSSES", "CLIPLoss", "CentroidTripletLoss", "ClassSampler", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss",
+        "make_miner", "make_sampler", "sampler_of",
     ),
     "dl_techniques": (
         "HuberLoss", "SMAPELoss", "smape_metric", "MASELoss", "mase_metric", "MQLoss", "QuantileLoss", "TabMLoss", "BrierScoreLoss",

@@ -296,7 +296,13 @@ def test_hybrid():
     torch.testing.assert_close(noisy(None, scores(image, text, image_embeddings=x, text_embeddings=t)), wanted)
 
 
-# Boxes
+# Maps and boxes
+
+
+def test_pixels_that_count():
+    y, p = torch.tensor([[0.0, 1.0, 77.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    found = dl.AffineInvariantLoss()(y, p, mask=torch.tensor([[True, True, False, True]]))
+    assert float(found) == pytest.approx(1 / 6, rel=1e-6)
 
 
 def box_score(a, b, kind, eps=1e-7):

@@ -158,6 +158,10 @@ def test_triplets_of_a_batch(metric):
     # pairs (0, 1) and (1, 0); negatives at 1.5 and 4 of row 0, of row 1 at 0.5 (nearer) and 3
     found = st.BatchSemiHardTripletLoss(margin=3.0)([line], torch.tensor([0, 0, 1, 2]))
     assert found.item() == pytest.approx(((1 - 1.5 + 3) + (1 - 3 + 3)) / 2)
+    # a negative as far as the positive is not farther: of row 0 the one at 4 counts; row 1 has one at 2 and one at 3
+    tie = torch.tensor([[0.0], [1.0], [-1.0], [4.0]])
+    found = st.BatchSemiHardTripletLoss(margin=5.0)([tie], torch.tensor([0, 0, 1, 2]))
+    assert found.item() == pytest.approx(((1 - 4 + 5) + (1 - 2 + 5)) / 2)
     for made in (st.BatchAllTripletLoss(metric), st.BatchSemiHardTripletLoss(metric)):
         for labels in (torch.arange(6), torch.zeros(6, dtype=torch.long)):
             leaf = x.clone().requires_grad_()
@@ -193,7 +197,8 @@ def gist(a, p, negatives, guide_a, guide_p, guide_negatives, limit, anchors=True
 )
 def test_gist(options, limit):
     columns, guides = [real(6, 4) for _ in range(3)], [unit(real(6, 3)) for _ in range(3)]
-    guides[1] = unit(guides[0] + 0.5 * guides[1])
+    side = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0]).unsqueeze(1)  # the guide finds two positives unlike their anchors
+    guides[1] = unit(side * guides[0] + 0.5 * guides[1])
     switches = {name.removeprefix("contrast_"): value for name, value in options.items() if name.startswith("contrast_")}
 
     def definition(a, p, n):
@@ -204,6 +209,22 @@ def test_gist(options, limit):
         st.GISTEmbedLoss(margin_strategy="both")
     with pytest.raises(ValueError, match="temperature must be positive"):
         st.GISTEmbedLoss(0.0)
+
+
+def test_distillation_of_scores():
+    columns, teacher = [real(5, 4) for _ in range(4)], real(5, 3)
+
+    def definition(*columns, similarity=lambda x, y: (x * y).sum(1), t=1.0):
+        scores = torch.stack([similarity(columns[0], document) for document in columns[1:]], 1)
+        return t * t * F.kl_div((scores / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean")
+
+    agree(lambda *columns: st.DistillKLDivLoss()(columns, teacher), definition, *columns)
+    made = st.DistillKLDivLoss(F.cosine_similarity, 2.0)
+    agree(lambda *columns: made(columns, teacher), lambda *columns: definition(*columns, similarity=F.cosine_similarity, t=2.0), *columns)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        st.DistillKLDivLoss(temperature=0.0)
+    with pytest.raises(ValueError, match="wanted 3 or more tensors of embeddings, got 2"):
+        made(columns[:2], teacher)
 
 
 def test_orthogonal_regularization():
@@ -236,6 +257,8 @@ def test_mega_batch_margin():
         return torch.stack(rows).mean()
 
     agree(lambda a, p: st.MegaBatchMarginLoss(0.9, 0.1)([a, p]), definition, real(6, 4), real(6, 4))
+    near = real(6, 4)
+    agree(lambda a, p: st.MegaBatchMarginLoss(0.9, 0.1)([a, p]), definition, near, near + 0.1 * real(6, 4))
 
 
 # finetuner
@@ -249,8 +272,8 @@ CENTRES = (
 def test_losses_by_name():
     assert len(finetuner.LOSSES) == 32
     needed = dict.fromkeys(CENTRES, {"num_classes": 3, "embedding_size": 4}) | {
-        "CrossBatchMemory": {"loss": "ContrastiveLoss", "embedding_size": 4}, "MultipleLosses": {"losses": ["TripletMarginLoss", "CircleLoss"]},
-        "GenericPairLoss": {"mat_based_loss": True},
+        "CrossBatchMemory": {"loss": "ContrastiveLoss", "embedding_size": 4}, "GenericPairLoss": {"mat_based_loss": True},
+        "MultipleLosses": {"losses": ["TripletMarginLoss", "CircleLoss"]},
     }
     for name, kind in finetuner.LOSSES.items():
         assert type(finetuner.make_loss(name, **needed.get(name, {}))) is kind
@@ -311,6 +334,15 @@ def test_centroid_triplets():
     assert found.item() == pytest.approx(((1 + math.sqrt(2) - 2) + 1) / 2)
     with pytest.raises(ValueError, match=r"wanted embeddings \(N, D\) and labels \(N\), got \(6, 4\) and \(5,\)"):
         finetuner.CentroidTripletLoss()(x, LABELS[:5])
+
+
+def test_class_sampler():
+    labels = torch.arange(24) % 6
+    batches = list(finetuner.make_sampler(labels, 8, num_items_per_class=2, generator=torch.Generator().manual_seed(0)))
+    assert batches and all(len(batch) == 8 for batch in batches)
+    assert all(sorted(torch.bincount(labels[batch]).tolist())[-4:] == [2] * 4 for batch in batches)
+    forced = list(finetuner.make_sampler(labels, 8, "TripletMarginLoss", "random", 4))
+    assert all(set(torch.bincount(labels[batch]).tolist()) <= {0, 4} for batch in forced)
 
 
 def test_samplers_by_loss():

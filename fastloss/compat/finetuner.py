@@ -23,8 +23,8 @@ from ..pair import normalised
 from .sentence_transformers import CosineSimilarityLoss, MarginMSELoss
 
 __all__ = [
-    "LOSSES", "CLIPLoss", "CentroidTripletLoss", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss", "make_miner",
-    "make_sampler", "sampler_of",
+    "LOSSES", "CLIPLoss", "CentroidTripletLoss", "ClassSampler", "CosineSimilarityLoss", "MarginMSELoss", "NTXLoss", "make_loss",
+    "make_miner", "make_sampler", "sampler_of",
 ]
 
 NTXLoss = metric.NTXentLoss
@@ -124,6 +124,15 @@ def _known(name: str) -> None:
         raise ValueError(f"unknown loss {name!r}; wanted one of {', '.join(sorted(LOSSES))}")
 
 
+def __getattr__(name: str) -> type[Sampler]:
+    """:class:`fastloss.samplers.ClassSampler`, which is imported when it is asked for."""
+    if name != "ClassSampler":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..samplers import ClassSampler
+
+    return ClassSampler
+
+
 def make_loss(loss: str = "TripletMarginLoss", /, **options) -> nn.Module:
     """The loss of a name.
 
@@ -210,6 +219,4 @@ def make_sampler(
         return BatchSampler(RandomSampler(labels, generator=generator), batch_size, drop_last=False)
     if num_items_per_class < 1 or batch_size % num_items_per_class:
         raise ValueError(f"batch_size must be a multiple of num_items_per_class={num_items_per_class}, got {batch_size}")
-    from ..samplers import ClassSampler
-
-    return ClassSampler(labels, batch_size, num_items_per_class, generator=generator)
+    return __getattr__("ClassSampler")(labels, batch_size, num_items_per_class, generator=generator)

@@ -66,8 +66,9 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that are not the default."""
         parameters = inspect.signature(type(self)).parameters
-        plain = {n: v for n, v in self.get_config().items() if not isinstance(v, nn.Module)}
-        return ", ".join(f"{n}={v!r}" for n, v in plain.items() if v != parameters[n].default and not (n == "name" and v == type(self).__name__))
+        defaults = {n: p.default for n, p in parameters.items()} | {"name": parameters["name"].default or type(self).__name__}
+        plain = {n: v for n, v in self.get_config().items() if not isinstance(v, (nn.Module, Tensor))}
+        return ", ".join(f"{n}={v!r}" for n, v in plain.items() if v != defaults[n])
 
 
 def numbers(y_true: Tensor, like: Tensor) -> Tensor:

@@ -82,8 +82,9 @@ class AnyLoss(Loss):
 
 def _of(name: str, metric: str, about: str) -> type[AnyLoss]:
     """The class of a metric that has no settings."""
-    text = f"One minus {about}, of soft counts: :func:`fastloss.functional.anyloss` of ``{metric!r}``.\n\n    Arguments as for :class:`AnyLoss`."
-    return type(name, (AnyLoss,), {"metric": metric, "__doc__": text.replace("'", '"'), "__module__": __name__})
+    first = f'One minus {about}, of soft counts: :func:`fastloss.functional.anyloss` of ``"{metric}"``.'
+    text = f"{first}\n\n    Arguments as for :class:`AnyLoss`."
+    return type(name, (AnyLoss,), {"metric": metric, "__doc__": text, "__module__": __name__})
 
 
 AccuracyLoss = _of("AccuracyLoss", "accuracy", "the accuracy")

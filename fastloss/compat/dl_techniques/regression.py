@@ -238,6 +238,12 @@ class AffineInvariantLoss(Loss):
         """A scalar, of maps (B, ...); `mask` says which pixels count."""
         return F.affine_invariant_loss(y_pred, numbers(y_true, y_pred), mask, self.epsilon, backend=self.backend)
 
+    def forward(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss of the pixels that count; without a mask as :meth:`Loss.forward`."""
+        return super().forward(y_true, y_pred, sample_weight) if mask is None else self.call(y_true, y_pred, mask)
+
 
 class FeatureAlignmentLoss(Loss):
     """:func:`fastloss.functional.feature_alignment_loss`, the mean over all positions.
