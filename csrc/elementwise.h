@@ -118,6 +118,16 @@ struct Charbonnier {
   }
 };
 
+// log(1 + (e / c)^2 / 2): Barron 2019 with shape 0. Its square may overflow, its derivative may not.
+struct Cauchy {
+  template <class V, class P>
+  FL_HD static Partials<V> eval(V x, V t, V, const P* p) {
+    const V scale(p[0]), u = (x - t) / scale, size = abs(u);
+    const V far = log(size) * V(2) - V(0.69314718055994530942), near = log1p(u * u * V(0.5));
+    return of_difference(select(less(V(1e9), size), far, near), V(1) / (scale * (V(1) / u + u * V(0.5))));
+  }
+};
+
 // w log(1 + |e| / eps) inside w, |e| - c outside, continuous at w: Feng et al. 2018, equation 5.
 struct Wing {
   template <class V, class P>
@@ -341,6 +351,7 @@ struct CapsuleMargin {
   X(smape, Smape) \
   X(msle, Msle) \
   X(charbonnier, Charbonnier) \
+  X(cauchy, Cauchy) \
   X(wing, Wing) \
   X(poisson_nll, PoissonNll) \
   X(gaussian_nll, GaussianNll) \

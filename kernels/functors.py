@@ -230,6 +230,14 @@ def charbonnier(x, t, z, p):
 
 
 @triton.jit
+def cauchy(x, t, z, p):
+    u = (x - t) / p[0]
+    size = tl.abs(u)
+    value = tl.where(size > 1e9, 2.0 * tl.log(size) - 0.6931471805599453, log1p(0.5 * u * u))
+    return of_difference(value, 1.0 / (p[0] * (1.0 / u + 0.5 * u)))
+
+
+@triton.jit
 def wing(x, t, z, p):
     width = p[0]
     eps = p[1]
@@ -426,6 +434,7 @@ ELEMENTWISE = {
     "smape": smape,
     "msle": msle,
     "charbonnier": charbonnier,
+    "cauchy": cauchy,
     "wing": wing,
     "poisson_nll": poisson_nll,
     "gaussian_nll": gaussian_nll,

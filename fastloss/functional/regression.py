@@ -17,7 +17,7 @@ from ..plain import widened
 from ..registry import register
 
 __all__ = [
-    "charbonnier_loss", "huber_loss", "l1_loss", "log_cosh_loss", "mape_loss", "mse_loss", "msle_loss", "quantile_loss", "smape_loss",
+    "cauchy_loss", "charbonnier_loss", "huber_loss", "l1_loss", "log_cosh_loss", "mape_loss", "mse_loss", "msle_loss", "quantile_loss", "smape_loss",
     "smooth_l1_loss", "wing_loss",
 ]
 
@@ -481,6 +481,43 @@ def charbonnier_loss(
     """
     _checks.positive("charbonnier", "eps", eps)
     return elementwise_loss("charbonnier", (float(eps),), (input, target, None), None, reduction, backend=backend)
+
+
+def _cauchy(input: Tensor, target: Tensor, scale: float) -> Tensor:
+    u = (input - target).abs() / scale
+    far = u > 1e9  # where the square would overflow, and 1 + u^2 / 2 is u^2 / 2
+    return torch.where(far, 2 * torch.log(torch.where(far, u, 1.0)) - math.log(2), torch.log1p(torch.where(far, 0.0, u) ** 2 / 2))
+
+
+@register("elementwise", point=_cauchy, formula="log(1 + ((x - t) / c)^2 / 2)", source="Barron 2019 with shape 0", params={"scale": (0.1, 5.0)})
+def cauchy_loss(input: Tensor, target: Tensor, scale: float = 1.0, reduction: str = "mean", *, backend: str | None = None) -> Tensor:
+    r"""Squared error for small differences, a logarithm for large ones, :math:`\ell = \log(1 + ((x - t) / c)^2 / 2)`.
+
+    Args:
+        input: predictions; float32, float64, bfloat16 or float16, any strides.
+        target: true values; broadcasts with `input`.
+        scale: :math:`c`, the difference from which on it grows slower than a line, positive, in the units of `input`. Default: 1.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        backend: as for :func:`fastloss.functional.cross_entropy`.
+
+    Shape:
+        - input, target: any that broadcast
+        - loss: scalar, or the broadcast shape for ``reduction="none"``
+
+    Raises:
+        ValueError: `scale` is not positive; otherwise as :func:`mse_loss`.
+
+    Source:
+        Barron 2019 with shape 0; as an estimator Black and Anandan 1996.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> F.cauchy_loss(torch.tensor([2.0]), torch.tensor([0.0])).exp()
+        tensor(3.)
+    """
+    _checks.positive("cauchy", "scale", scale)
+    return elementwise_loss("cauchy", (float(scale),), (input, target, None), None, reduction, backend=backend)
 
 
 def _wing(input: Tensor, target: Tensor, width: float, eps: float) -> Tensor:
