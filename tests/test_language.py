@@ -58,6 +58,18 @@ def test_stablemax_at_the_ends_of_float32(backend):
     assert grad.isfinite().all() and grad[2, 1] == -0.5
 
 
+@pytest.mark.parametrize("kernels", ["cpu", "cuda"])
+def test_only_cross_entropys_kernels_have_stablemax(kernels):
+    """The operator itself refuses what no loss asks for."""
+    x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+    ours.cross_entropy(x, y, backend=kernels)  # which loads them
+    run = getattr(torch.ops.fastloss.row_forward, kernels)
+    for functor, stablemax in (("cross_entropy", True), ("nll", False)):
+        run(x, y, None, functor, [], 0.0, 0.0, 0.0, 1.0, stablemax, -100, 1, False, False, False, torch.float32)
+    with pytest.raises(RuntimeError, match="no stablemax for nll"):
+        run(x, y, None, "nll", [], 0.0, 0.0, 0.0, 1.0, True, -100, 1, False, False, False, torch.float32)
+
+
 def test_stablemax_slope_on_both_sides_of_zero():
     """The derivative of log s is 1 / (1 + |x|), and 1 at 0 itself."""
     x = torch.tensor([[-3.0, 0.0, 1.0]], dtype=DOUBLE, requires_grad=True)

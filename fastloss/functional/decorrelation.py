@@ -135,7 +135,7 @@ def vicreg_loss(
         variance_target: :math:`\gamma`, the wanted standard deviation. Default: 1.
         eps: :math:`\epsilon`, positive. Default: 1e-4.
         group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
-            are sums over the rows, with a :math:`D \times D` matrix among them.
+            are sums over the rows (a :math:`D \times D` matrix is among them).
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:
@@ -207,7 +207,7 @@ def barlow_twins_loss(
             ``"unbiased"``: :math:`\sqrt{\operatorname{Var}} + \epsilon` with the variance divided by :math:`N - 1`.
         eps: :math:`\epsilon`, positive. Default: 1e-5, unbiased 1e-4.
         group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
-            are sums over the rows, with a :math:`D \times D` matrix among them.
+            are sums over the rows (a :math:`D \times D` matrix is among them).
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:
