@@ -167,6 +167,9 @@ _FORWARD = define(
 _BACKWARD_OP = define("row_backward", _BACKWARD.format("") + " -> Tensor", _backward_fake)
 _BACKWARD_INPLACE = define("row_backward_", _BACKWARD.format("(a!)") + " -> ()", lambda *_: None)
 
+# The settings of cross-entropy of class indices, one a row, for losses that go on from its numbers.
+PLAIN_ROWS = ("cross_entropy", (), 0.0, 0.0, 0.0, 1.0, False, -100, REDUCTIONS["none"])
+
 
 class _Row(torch.autograd.Function):
     """Forward and backward of the engine on a compiled backend. Not for torch.func: there the formula runs."""

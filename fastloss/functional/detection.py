@@ -18,7 +18,7 @@ from ..overlap import STATISTICS
 from ..plain import checked, reduced, same_shape, widened
 from ..regions import DICE, Sums, ratio
 from ..registry import register
-from ..row import _BACKWARD_OP, _FORWARD
+from ..row import _BACKWARD_OP, _FORWARD, PLAIN_ROWS
 from .binary import sigmoid_focal_loss
 from .boxes import complete_box_iou_loss
 
@@ -58,17 +58,13 @@ def _at(input: Tensor, bins: Tensor, like: Tensor) -> Tensor:
     return input.gather(1, bins.unsqueeze(1)).squeeze(1).to(like.dtype)
 
 
-# What the row engine is asked for: cross-entropy of class indices, one a row.
-_SETTINGS = ("cross_entropy", [], 0.0, 0.0, 0.0, 1.0, False, -100, 0)
-
-
 class _Dfl(torch.autograd.Function):
     """The row engine's cross-entropy of the left bins, and two numbers a row. Not for torch.func: there the formula runs."""
 
     @staticmethod
     def forward(ctx, input, position, backend):
         left, right, share = _shares(position, input.shape[1])
-        of_left, stats, divisor, *_ = _FORWARD[backend](input, left, None, *_SETTINGS, False, False, False, position.dtype)
+        of_left, stats, divisor, *_ = _FORWARD[backend](input, left, None, *PLAIN_ROWS, False, False, False, position.dtype)
         of_right = stats[1] + (stats[0] - _at(input, right, position))
         ctx.save_for_backward(input, position, stats, divisor)
         ctx.backend = backend
@@ -83,7 +79,7 @@ class _Dfl(torch.autograd.Function):
         left, right, share = _shares(position, input.shape[1])
         by_input = by_position = None
         if needed[0]:
-            by_input = _BACKWARD_OP[ctx.backend](upstream, None, None, input, left, None, stats, divisor, None, *_SETTINGS)
+            by_input = _BACKWARD_OP[ctx.backend](upstream, None, None, input, left, None, stats, divisor, None, *PLAIN_ROWS)
             # The two that have a target once more, from the start: what was rounded to 16 bits must not be added to.
             for bins, target in ((left, 1 - share), (right, share)):
                 p = torch.exp((_at(input, bins, position) - stats[0]) - stats[1])
