@@ -59,7 +59,7 @@ def _at(input: Tensor, bins: Tensor, like: Tensor) -> Tensor:
 
 
 # What the row engine is asked for: cross-entropy of class indices, one a row.
-_SETTINGS = ("cross_entropy", [], 0.0, 0.0, 0.0, 1.0, -100, 0)
+_SETTINGS = ("cross_entropy", [], 0.0, 0.0, 0.0, 1.0, False, -100, 0)
 
 
 class _Dfl(torch.autograd.Function):
