@@ -61,7 +61,7 @@ def arguments(loss: Loss) -> list[dict[str, str | None]]:
     """Name, default (None where it must be given) and description of each argument."""
     text = sections(inspect.getdoc(loss.function) or "").get("Args", "")
     described: dict[str, str] = {}
-    for names, about in re.findall(r"^([\w, ]+): (.*(?:\n[ \t]+.*|\n)*)", text, re.MULTILINE):
+    for names, about in re.findall(r"^(\w[\w, ]*): (.*(?:\n[ \t]+.*|\n)*)", text, re.MULTILINE):
         described |= dict.fromkeys(names.split(", "), " ".join(plain(about).split()))
     return [
         {

@@ -28,5 +28,5 @@ def test_docstrings_are_complete(loss):
     for heading in ("Args", "Shape", "Raises", "Source", "Example"):
         assert f"\n{heading}:\n" in text, f"{function.__name__} has no section {heading}"
     arguments = text.split("\nArgs:\n")[1].split("\n\n")[0]
-    documented = set(re.findall(r"\w+", " ".join(re.findall(r"^    ([\w, ]+):", arguments, re.MULTILINE))))
+    documented = set(re.findall(r"\w+", " ".join(re.findall(r"^    (\w[\w, ]*):", arguments, re.MULTILINE))))
     assert set(inspect.signature(function).parameters) == documented
