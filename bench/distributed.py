@@ -43,7 +43,7 @@ def peak_bytes(rows: int, features: int, world: int) -> int:
     """New memory at the worst moment of the backward: how many sets of rows there are at once, and what kernels keep scores in.
 
     The scaled images; gradients of both sets by way of the matching pairs; the gradient of the images and what a block adds to it; the
-    block's own gradient. With others there are the block that is here, the one that comes, and the gradient that comes and the one that goes.
+    block's own gradient. With others there are the block that is here, the one that comes, the gradient that comes and the one that goes.
     """
     return (6 if world == 1 else 10) * rows * features * FLOAT + min(BUDGET, rows * rows * FLOAT)
 
@@ -190,8 +190,8 @@ def main() -> None:
     for part in parts.values():
         console.print(part())
     console.print(
-        "For comparison, memory of the loss as Cheng et al. 2024 (Inf-CL), table 1, measured it: CLIP-ViT-L/14 at a batch of 1024k, 1.44 GB on\n"
-        "each of 32 A800; at 256k, 0.35 GB of 32 and 1.45 GB of 8, where open_clip's local loss has 34.35 GB of 32."
+        "For comparison, memory of the loss as Cheng et al. 2024 (Inf-CL), table 1, measured it, CLIP-ViT-L/14: at a batch of 1024k\n"
+        "1.44 GB on each of 32 A800; at 256k 0.35 GB of 32 and 1.45 GB of 8, where open_clip's local loss has 34.35 GB of 32."
     )
 
 

@@ -108,7 +108,9 @@ def own(tensor: Tensor, rows: list[int]) -> Tensor:
     return tensor.split(rows)[dist.get_rank()].clone()
 
 
-def compare(loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list[int], split: list[list[int]] | None = None, **options) -> None:
+def compare(
+    loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list[int], split: list[list[int]] | None = None, **options
+) -> None:
     """Value and gradients of `loss(*sets, *shared)`; floating sets and all of `shared` have gradients."""
     split = [rows] * len(sets) if split is None else split
     group = dist.group.WORLD

@@ -48,7 +48,7 @@ def linear_cross_entropy(
         }
         return dtype, about, (len(linear_weight),)
 
-    dtype = together.agree(check, input.device)
+    dtype = together.agree(check, input)
     first, classes = shards(together)
     weight = weights_of(NAME, weight, classes, accumulate_dtype(x.dtype))
     rows = target.shape

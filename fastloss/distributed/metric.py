@@ -47,7 +47,7 @@ def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], gi
         }
         return None, about, (len(embeddings),)
 
-    together.agree(check, embeddings.device)
+    together.agree(check, embeddings)
     return with_group(loss, together, forward, given)
 
 

@@ -1,10 +1,10 @@
 """Statistics over the pairs of two embedding sets that are spread over processes.
 
-Each process holds its rows of `a` for good. The rows of `b`, with all that belongs to them (biases, labels, parameters), travel round a ring
-of the processes; at each station the pair engine takes the statistics of the rows there with the block that has come, while the next block
-is under way. Statistics of rows merge over the blocks; those of columns travel with their block and merge over the stations. The backward
-goes round once more: with the block go the upstream gradients and log-sum-exps of its columns, and its gradient, which grows from station to
-station and is home after the last. A process so holds its own rows and two or three blocks, whatever the number of processes.
+Each process holds its rows of `a` for good. The rows of `b`, with all that belongs to them (biases, labels, parameters), travel round a
+ring of the processes; at each station the pair engine takes the statistics of the rows there with the block that has come, while the next
+block is under way. Statistics of rows merge over the blocks; those of columns travel with their block and merge over the stations. The
+backward goes round once more: with the block go the upstream gradients and log-sum-exps of its columns, and its gradient, which grows from
+station to station and is home after the last. A process so holds its own rows and two or three blocks, whatever the number of processes.
 
 A few small blocks are gathered at once instead, since then the number of messages is what takes time.
 """
@@ -292,7 +292,8 @@ def _block_backward(
                 grad = grad * torch.where(out.detach() == -torch.inf, 0.0, torch.exp(out.detach() - value))
             pairs.append((out, grad))
     wanted = [leaf for leaf, t in zip(leaves, flat) if leaf is not t]
-    found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True) if pairs else [None] * len(wanted))
+    outs, ups = [out for out, _ in pairs], [grad for _, grad in pairs]
+    found = iter(torch.autograd.grad(outs, wanted, ups, allow_unused=True) if pairs else [None] * len(wanted))
     by = [next(found) if leaf is not t else None for leaf, t in zip(leaves, flat)]
     return [torch.zeros_like(t) if grad is None and t is not None and w else grad for grad, t, w in zip(by, flat, want)]
 

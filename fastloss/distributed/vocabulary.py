@@ -33,7 +33,9 @@ def local_classes(name: str, logits: Tensor, group: object, dim: int) -> tuple[T
     mesh, placements = logits.device_mesh, logits.placements
     over = [k for k, placement in enumerate(placements) if placement.is_shard(dim)]
     if len(over) != 1 or any(placement.is_partial() for placement in placements):
-        raise ValueError(f"{name}: a DTensor must be sharded over the classes, dimension {dim}, by one dimension of its mesh, got {placements}")
+        raise ValueError(
+            f"{name}: a DTensor must be sharded over the classes, dimension {dim}, by one dimension of its mesh, got {placements}"
+        )
     return logits.to_local(), (mesh, over[0]) if group is None else group
 
 
@@ -202,7 +204,7 @@ def cross_entropy(
         }
         return (batched, dtype), about, (input.shape[int(batched)],)
 
-    batched, dtype = together.agree(check, input.device)
+    batched, dtype = together.agree(check, input)
     first, classes = shards(together)
     weight = weights_of(name, weight, classes, accumulate_dtype(input.dtype))
     _checks.labels_in_range(name, target, classes, ignore_index)
