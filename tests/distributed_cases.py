@@ -271,6 +271,26 @@ def metric():
         raises(lambda loss=loss: loss(mine, own(labels, rows)), message, (ValueError, NotImplementedError))
 
 
+@case
+def cross_batch_memory():
+    for name in ("ContrastiveLoss", "SupConLoss", "NTXentLoss"):
+        for rows in splits():
+            total = sum(rows)
+            one = losses.CrossBatchMemory(getattr(losses, name)(), FEATURES, 2 * total + 1)  # so that the third batch goes around
+            over = losses.CrossBatchMemory(getattr(losses, name)(), FEATURES, 2 * total + 1, group=dist.group.WORLD)
+            for _ in range(3):
+                x, labels = rows_of(total), torch.randint(3, (total,))
+                whole, mine = x.clone().requires_grad_(), own(x, rows).requires_grad_()
+                wanted, got = one(whole, labels), over(mine, own(labels, rows))
+                wanted.backward()
+                got.backward()
+                close(got, wanted)
+                close(mine.grad, own(whole.grad, rows))
+            assert torch.equal(one.embedding_memory, over.embedding_memory) and torch.equal(one.label_memory, over.label_memory)
+    wrong = losses.CrossBatchMemory(losses.TripletMarginLoss(), FEATURES, 40, group=dist.group.WORLD)
+    raises(lambda: wrong(mine, own(labels, rows)), "takes a group, but has none", NotImplementedError)
+
+
 def classes_of(total: int) -> list[list[int]]:
     """How many classes each rank has: as a chunk gives them, unevenly, and none."""
     world = dist.get_world_size()
@@ -568,6 +588,10 @@ def agreement():
     for message, call in wrong.items():
         raises(call, message, (ValueError, RuntimeError))
     raises(lambda: F.clip_loss(x, x, 2.0, group="world"), "group must be a ProcessGroup", TypeError)
+    raises(lambda: torch.func.grad(lambda a: F.clip_loss(a, x, 2.0, group=dist.group.WORLD))(x), "no torch.func", NotImplementedError)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.clip_loss(leaf, x, 2.0, group=dist.group.WORLD), leaf, create_graph=True)
+    raises(lambda: torch.autograd.grad(grad.sum(), leaf), "once_differentiable|does not require grad", RuntimeError)
     mesh = dist.init_device_mesh("cpu", (world,), mesh_dim_names=("dp",))
     for group in (mesh, mesh["dp"], (mesh, "dp"), (mesh, 0)):
         assert Group("clip", group).world == world

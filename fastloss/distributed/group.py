@@ -26,9 +26,12 @@ class Group:
     Raises:
         TypeError: `group` is none of these.
         ValueError: the mesh has several dimensions; this process is not of the group.
+        NotImplementedError: inside a transform of ``torch.func`` or forward-mode differentiation.
     """
 
     def __init__(self, name: str, group: object) -> None:
+        if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            raise NotImplementedError(f"{name}: with group there are no torch.func transforms and no forward-mode derivatives")
         self.name = name
         self.process_group = _process_group(name, group)
         self.rank, self.world = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
