@@ -589,9 +589,12 @@ def agreement():
         raises(call, message, (ValueError, RuntimeError))
     raises(lambda: F.clip_loss(x, x, 2.0, group="world"), "group must be a ProcessGroup", TypeError)
     raises(lambda: torch.func.grad(lambda a: F.clip_loss(a, x, 2.0, group=dist.group.WORLD))(x), "no torch.func", NotImplementedError)
-    leaf = x.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(F.clip_loss(leaf, x, 2.0, group=dist.group.WORLD), leaf, create_graph=True)
-    raises(lambda: torch.autograd.grad(grad.sum(), leaf), "once_differentiable|does not require grad", RuntimeError)
+    leaf, labels = torch.randn(4, 5, requires_grad=True), torch.arange(4)
+    for call in (
+        lambda: F.clip_loss(leaf, leaf, 2.0, group=dist.group.WORLD), lambda: F.cross_entropy(leaf, labels, group=dist.group.WORLD),
+        lambda: F.linear_cross_entropy(leaf, leaf, labels, group=dist.group.WORLD), lambda: F.vicreg_loss(leaf, leaf, group=dist.group.WORLD),
+    ):
+        raises(lambda call=call: torch.autograd.grad(call(), leaf, create_graph=True), "first derivatives only", NotImplementedError)
     mesh = dist.init_device_mesh("cpu", (world,), mesh_dim_names=("dp",))
     for group in (mesh, mesh["dp"], (mesh, "dp"), (mesh, 0)):
         assert Group("clip", group).world == world

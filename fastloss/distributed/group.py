@@ -160,14 +160,22 @@ def _who(values: Sequence[str]) -> str:
     return ", ".join(f"{value} on rank{'s' * (len(ranks) > 1)} {' and '.join(ranks)}" for value, ranks in by.items())
 
 
+def first_derivative(group: Group) -> None:
+    """Raise in a backward that would have to be differentiated again: what other processes add to that is not there."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(f"{group.name}: with group there are first derivatives only, and so no create_graph")
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, group, value):
+        ctx.group = group
         # Summed here in the order of the ranks, so that all hold the same bits.
         return group.gather(value).sum(0) if value.numel() <= 64 else group.all_reduce(value.clone())
 
     @staticmethod
     def backward(ctx, grad):
+        first_derivative(ctx.group)
         return None, grad
 
 
@@ -178,8 +186,8 @@ class _Shared(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        first_derivative(ctx.group)
         return None, ctx.group.all_reduce(grad.contiguous().clone())
 
 

@@ -23,7 +23,7 @@ from ..engine import accumulate_dtype
 from ..pair import (
     _BACKWARD, _FORWARD, MEMORY_BUDGET, MOST_TERMS, TRANSFORMS, Scores, Settings, Statistic, Term, _settings, dense_labels, formula, unpack,
 )
-from .group import Group
+from .group import Group, first_derivative
 
 GATHER_BYTES = 2**20  # of all blocks: up to this many they are gathered, not passed on
 
@@ -216,8 +216,8 @@ class _Ring(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
+        first_derivative(ctx.plan.group)
         plan, need = ctx.plan, ctx.needs_input_grad[1:]
         terms = plan.terms
         inputs, statistics = ctx.saved_tensors[: -len(terms)], ctx.saved_tensors[-len(terms) :]

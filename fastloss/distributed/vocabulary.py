@@ -20,7 +20,7 @@ from .._backends import choose
 from ..engine import accumulate_dtype
 from ..pair import Statistic, Term
 from ..row import _BACKWARD_OP, _FORWARD
-from .group import Group
+from .group import Group, first_derivative
 
 CHUNK = 2**18  # logits that plain torch works on at a time
 NOWHERE = -100  # label of a row whose class is another process's
@@ -126,9 +126,9 @@ class _Softmax(torch.autograd.Function):
         return log_sum + below, spread[0] + weights * log_sum if spread else None, top + log_sum, below
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, by_nll, by_spread, by_lse, _):
         plan = ctx.plan
+        first_derivative(plan.group)
         logits, label, weight, top, log_sum = ctx.saved_tensors
         nothing = torch.zeros_like(top)
         direct = torch.where(label != NOWHERE, nothing if by_nll is None else by_nll, 0.0)  # less at the label
@@ -249,12 +249,13 @@ class _Merged(torch.autograd.Function):
         shift = torch.where(top == -torch.inf, 0.0, top)
         total = group.all_reduce(torch.where(lse, torch.exp(values - shift), torch.where(kinds, 0.0, values)))
         merged = torch.where(lse, torch.log(total) + shift, torch.where(kinds, top, total))
-        ctx.reduces = reduces
+        ctx.group, ctx.reduces = group, reduces
         ctx.save_for_backward(values, merged)
         return tuple(merged.unbind())
 
     @staticmethod
     def backward(ctx, *grads):
+        first_derivative(ctx.group)
         found = []
         for reduce, grad, value, merged in zip(ctx.reduces, grads, *ctx.saved_tensors):
             share = torch.where(value == -torch.inf, 0.0, torch.exp(value - merged)) if reduce == "lse" else 1.0
