@@ -43,10 +43,25 @@ class _Moving(NamedTuple):
         return self.arriving
 
 
-def _pass_on(group: Group, tensors: Tensors, rows: int) -> _Moving:
+class _Places:
+    """Where tensors arrive: two places in turn, of which one is filled while the other is read and sent on."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.turn = rows, 0
+        self.places: list[Tensors] = [[], []]
+
+    def next(self, like: Tensors, rows: int) -> Tensors:
+        """The place that is free, for as many rows."""
+        self.turn = 1 - self.turn
+        if not self.places[self.turn]:
+            self.places[self.turn] = [t.new_empty((self.rows, *t.shape[1:])) for t in like]
+        return [t[:rows] for t in self.places[self.turn]]
+
+
+def _pass_on(group: Group, tensors: Tensors, places: _Places, rows: int) -> _Moving:
     """Send tensors to the next process, and receive such of `rows` rows from the one before."""
     tensors = [t.contiguous() for t in tensors]
-    arriving = [t.new_empty((rows, *t.shape[1:])) for t in tensors]
+    arriving = places.next(tensors, rows)
     following, before = (group.rank + 1) % group.world, (group.rank - 1) % group.world
     ops = [dist.P2POp(dist.isend, t, group=group.process_group, tag=k, group_peer=following) for k, t in enumerate(tensors) if t.numel()]
     ops += [dist.P2POp(dist.irecv, t, group=group.process_group, tag=k, group_peer=before) for k, t in enumerate(arriving) if t.numel()]
@@ -75,15 +90,16 @@ def travel(
     each = sum(t.itemsize * t.shape[1:].numel() for t in block)
     if group.world > 1 and group.world * max(sizes) * each <= GATHER_BYTES:
         return _gathered(group, sizes, block, visit, merge)
+    blocks, results = _Places(max(sizes)), _Places(max(sizes))
     arriving, found = None, []
     for step in range(group.world):
         owner, after = (group.rank - step) % group.world, (group.rank - step - 1) % group.world
-        moving = _pass_on(group, block, sizes[after]) if step + 1 < group.world else None
+        moving = _pass_on(group, block, blocks, sizes[after]) if step + 1 < group.world else None
         found = visit(owner, block)
         if arriving is not None:
             found = merge(arriving.wait(), found)
         if found and group.world > 1:
-            arriving = _pass_on(group, found, sizes[after])
+            arriving = _pass_on(group, found, results, sizes[after])
         if moving is not None:
             block = moving.wait()
     return found if arriving is None else arriving.wait()
