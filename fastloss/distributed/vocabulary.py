@@ -84,7 +84,7 @@ class _Plan(NamedTuple):
     @property
     def settings(self) -> tuple:
         """What the row engine's operators take."""
-        return "cross_entropy", [], 0.0, 0.0, self.softcap, self.logit_scale, NOWHERE, 0
+        return "cross_entropy", [], 0.0, 0.0, self.softcap, self.logit_scale, False, NOWHERE, 0
 
     def by_kernels(self, logits: Tensor) -> bool:
         return self.backend != "eager" and not self.everywhere and logits.numel() > 0
