@@ -91,6 +91,7 @@ def _measured(rank: int, world: int, path: str, results, job: str, total: int, f
 def measure(job: str, world: int, total: int, features: int, repeats: int = 1) -> list:
     """What every process of a group of `world` gave."""
     context = multiprocessing.get_context("spawn")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # what has been given back to glibc is not counted as held
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, os.path.join(folder, "meet"), results, job, total, features, repeats)
