@@ -1,8 +1,8 @@
 """Contrastive training by several processes, which has to go as that of one process with the whole batch does.
 
-``torchrun --nproc-per-node 2 -m fastloss.demo_distributed`` trains an encoder of scikit-learn's digits from two altered views of each, under
-``DistributedDataParallel`` with :func:`fastloss.functional.nt_xent_loss` over the processes' batches; the first process then trains the same
-encoder alone, compares both curves step by step, and ends with status 1 if they part or if nothing was learned.
+``torchrun --nproc-per-node 2 -m fastloss.demo_distributed`` trains an encoder of scikit-learn's digits from two altered views of each,
+under ``DistributedDataParallel`` with :func:`fastloss.functional.nt_xent_loss` over the processes' batches; the first process then trains
+the same encoder alone, compares both curves step by step, and ends with status 1 if they part or if nothing was learned.
 """
 
 from __future__ import annotations

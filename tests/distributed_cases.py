@@ -108,7 +108,9 @@ def own(tensor: Tensor, rows: list[int]) -> Tensor:
     return tensor.split(rows)[dist.get_rank()].clone()
 
 
-def compare(loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list[int], split: list[list[int]] | None = None, **options) -> None:
+def compare(
+    loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list[int], split: list[list[int]] | None = None, **options
+) -> None:
     """Value and gradients of `loss(*sets, *shared)`; floating sets and all of `shared` have gradients."""
     split = [rows] * len(sets) if split is None else split
     group = dist.group.WORLD
@@ -247,8 +249,9 @@ METRIC = {
 @case
 def metric():
     for rows in splits():
+        rows = [2 * n for n in rows]
         total = sum(rows)
-        x = rows_of(total) + 3
+        x = rows_of(total) + 0.5
         some = rows[1] == 0
         for labels in (torch.arange(total) % 3, torch.arange(total) // rows[0], torch.arange(total))[: 3 if some else 1]:
             for name, each in METRIC.items():
@@ -267,6 +270,26 @@ def metric():
     ):
         loss = losses.SupConLoss(**options, group=dist.group.WORLD)
         raises(lambda loss=loss: loss(mine, own(labels, rows)), message, (ValueError, NotImplementedError))
+
+
+@case
+def cross_batch_memory():
+    for name in ("ContrastiveLoss", "SupConLoss", "NTXentLoss"):
+        for rows in splits():
+            total = sum(rows)
+            one = losses.CrossBatchMemory(getattr(losses, name)(), FEATURES, 2 * total + 1)  # so that the third batch goes around
+            over = losses.CrossBatchMemory(getattr(losses, name)(), FEATURES, 2 * total + 1, group=dist.group.WORLD)
+            for _ in range(3):
+                x, labels = rows_of(total), torch.randint(3, (total,))
+                whole, mine = x.clone().requires_grad_(), own(x, rows).requires_grad_()
+                wanted, got = one(whole, labels), over(mine, own(labels, rows))
+                wanted.backward()
+                got.backward()
+                close(got, wanted)
+                close(mine.grad, own(whole.grad, rows))
+            assert torch.equal(one.embedding_memory, over.embedding_memory) and torch.equal(one.label_memory, over.label_memory)
+    wrong = losses.CrossBatchMemory(losses.TripletMarginLoss(), FEATURES, 40, group=dist.group.WORLD)
+    raises(lambda: wrong(mine, own(labels, rows)), "takes a group, but has none", NotImplementedError)
 
 
 def classes_of(total: int) -> list[list[int]]:
@@ -566,6 +589,13 @@ def agreement():
     for message, call in wrong.items():
         raises(call, message, (ValueError, RuntimeError))
     raises(lambda: F.clip_loss(x, x, 2.0, group="world"), "group must be a ProcessGroup", TypeError)
+    raises(lambda: torch.func.grad(lambda a: F.clip_loss(a, x, 2.0, group=dist.group.WORLD))(x), "no torch.func", NotImplementedError)
+    leaf, labels = torch.randn(4, 5, requires_grad=True), torch.arange(4)
+    for call in (
+        lambda: F.clip_loss(leaf, leaf, 2.0, group=dist.group.WORLD), lambda: F.cross_entropy(leaf, labels, group=dist.group.WORLD),
+        lambda: F.linear_cross_entropy(leaf, leaf, labels, group=dist.group.WORLD), lambda: F.vicreg_loss(leaf, leaf, group=dist.group.WORLD),
+    ):
+        raises(lambda call=call: torch.autograd.grad(call(), leaf, create_graph=True), "first derivatives only", NotImplementedError)
     mesh = dist.init_device_mesh("cpu", (world,), mesh_dim_names=("dp",))
     for group in (mesh, mesh["dp"], (mesh, "dp"), (mesh, 0)):
         assert Group("clip", group).world == world

@@ -19,9 +19,9 @@ def cached_backward(
 ) -> Tensor:
     r"""The loss of a batch of embeddings and its gradients, of which the encoders see a micro-batch at a time.
 
-    Every encoder runs over its micro-batches without a graph; the loss of all embeddings gives their gradients; every encoder runs once more
-    over its micro-batches, with the same random numbers, and takes each one's gradients back. The gradients are those of the whole batch at
-    once, memory is that of one micro-batch and of the embeddings, and the forward is computed twice.
+    Every encoder runs over its micro-batches without a graph; the loss of all embeddings gives their gradients; every encoder runs once
+    more over its micro-batches, with the same random numbers, and takes each one's gradients back. The gradients are those of the whole
+    batch at once, memory is that of one micro-batch and of the embeddings, and the forward is computed twice.
 
     Over several processes the loss takes its ``group``. ``DistributedDataParallel`` and ``fully_shard`` exchange gradients once for each
     encoder, with its last micro-batch; under ``fully_shard`` all processes need the same number of micro-batches.

@@ -38,7 +38,7 @@ def clip(
         bias = None if logit_bias is None else factor("clip", "logit_bias", logit_bias, t, positive=False)
         return (dtype, x, t, scale, bias), about, (len(x),)
 
-    dtype, x, t, scale, bias = together.agree(check, image.device)
+    dtype, x, t, scale, bias = together.agree(check, image)
     x = x * together.shared(scale)
     matched = (x * t).sum(1)
     terms = [Term("lse"), Term("lse", side="column")]
@@ -67,7 +67,7 @@ def siglip(
         bias = None if logit_bias is None else factor("siglip", "logit_bias", logit_bias, x, positive=False)
         return (dtype, x, y, scale, bias), about, (len(x),)
 
-    dtype, x, y, scale, bias = together.agree(check, a.device)
+    dtype, x, y, scale, bias = together.agree(check, a)
     x = x * together.shared(scale)
     matched, each = (x * y).sum(1), None
     if bias is not None:
@@ -98,7 +98,7 @@ def info_nce(
         }
         return (dtype, *sets), about, (len(query), 0 if negatives is None else len(negatives))
 
-    dtype, q, k, n = together.agree(check, query.device)
+    dtype, q, k, n = together.agree(check, query)
     (q, scale), k = tempered("info_nce", normalised(q), together.shared(temperature)), normalised(k)
     positive = (q * k).sum(1) * scale
     if n is None:
@@ -125,7 +125,7 @@ def nt_xent(group: object, z1: Tensor, z2: Tensor, temperature: float | Tensor, 
         }
         return (dtype, views), about, (2 * len(z1),)
 
-    dtype, views = together.agree(check, z1.device)
+    dtype, views = together.agree(check, z1)
     z, scale = tempered("nt_xent", normalised(torch.cat(views)), together.shared(temperature), 0.5)
     twin = (z[: len(views[0])] * z[len(views[0]) :]).sum(1) * scale
     (lse,) = statistics(together, Scores(z, scale=scale), [Term("lse")], skip=0, backend=backend)
@@ -148,7 +148,7 @@ def sup_con(
         }
         return (dtype, x), about, (len(x),)
 
-    dtype, x = together.agree(check, embeddings.device)
+    dtype, x = together.agree(check, embeddings)
     x, scale = tempered("sup_con", normalised(x), together.shared(temperature), 0.5)
     terms = [Term("lse"), Term("sum", "positive")]
     lse, same = statistics(together, Scores(x, scale=scale), terms, labels=(labels, None), skip=0, backend=backend)

@@ -1,7 +1,7 @@
 """Losses that decorrelate features, with moments over the batches of all processes.
 
-What is exchanged are sums over the rows: of the features, of their squares, and of their products, a D x D matrix. Means have no gradient of
-their own: those of centred rows add up to 0.
+What is exchanged are sums over the rows: of the features, of their squares, and of their products, a D x D matrix. Means have no gradient
+of their own: those of centred rows add up to 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _agreed(name: str, group: object, z1: Tensor, z2: Tensor, options: dict[str,
         }
         return (dtype, views), about, (len(z1),)
 
-    dtype, views = together.agree(check, z1.device)
+    dtype, views = together.agree(check, z1)
     if together.count() < 2:
         raise ValueError(f"{name}: wanted at least 2 samples, since features of one have no variance, got {together.count()} in the group")
     return together, dtype, views

@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import DeviceMesh
 Found = TypeVar("Found")
 
 SIZES = 3  # that a call tells the others
-FIELDS = 16  # at most, that all have to agree on
 
 
 class Group:
@@ -27,9 +26,12 @@ class Group:
     Raises:
         TypeError: `group` is none of these.
         ValueError: the mesh has several dimensions; this process is not of the group.
+        NotImplementedError: inside a transform of ``torch.func`` or forward-mode differentiation.
     """
 
     def __init__(self, name: str, group: object) -> None:
+        if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            raise NotImplementedError(f"{name}: with group there are no torch.func transforms and no forward-mode derivatives")
         self.name = name
         self.process_group = _process_group(name, group)
         self.rank, self.world = dist.get_rank(self.process_group), dist.get_world_size(self.process_group)
@@ -37,15 +39,15 @@ class Group:
             raise ValueError(f"{name}: this process is not of the group")
         self.sizes: list[tuple[int, ...]] = []  # of each rank, once they agree
 
-    def agree(self, check: Callable[[], tuple[Found, Mapping[str, object], Sequence[int]]], device: torch.device) -> Found:
+    def agree(self, check: Callable[[], tuple[Found, Mapping[str, object], Sequence[int]]], like: Tensor) -> Found:
         """Check arguments on every process, and that all have brought the same; an error on one becomes an error on all.
 
-        One all-gather of fixed size says whether a check has failed, the hashes of what has to be equal, and the sizes. It runs at each
+        One all-gather of fixed size says whether a check has failed, the hash of what has to be equal, and the sizes. It runs at each
         call, since a process that remembered an answer would not take part in the question of one that did not.
 
         Args:
             check: gives what the loss goes on with, what has to be equal on all ranks by name, and up to three sizes that need not be.
-            device: of the tensors; the exchange is on the CPU where the group can do that, which costs no synchronisation.
+            like: on the device of the tensors; the exchange is on the CPU where the group can do that, without a synchronisation.
 
         Raises:
             ValueError: what has to be equal is not; the message names it, and who has what.
@@ -56,12 +58,13 @@ class Group:
             found, fields, sizes = check()
         except Exception as raised:  # of any kind: the others wait for this process
             error = raised
-        row = [int(error is not None), _hash((self.name, tuple(fields))), *map(_hash, fields.values())]
-        row += [0] * (2 + FIELDS - len(row)) + [*sizes, *[0] * (SIZES - len(sizes))]
-        kinds = {kind.type for kind in self.process_group._device_types}
-        own = torch.tensor(row, device="cpu" if "cpu" in kinds or device.type == "cpu" else device)
+        row = [int(error is not None), _hash((self.name, fields)), *sizes, *[0] * (SIZES - len(sizes))]
+        devices = self.process_group._device_types
+        on_cpu = any(device.type == "cpu" for device in devices)
+        # Not of what is no tensor: that it is none has been found out, and the others have to hear of it.
+        own = torch.tensor(row, device="cpu" if on_cpu else getattr(like, "device", devices[0]))
         table = self.gather(own).tolist()
-        if any(other[0] for other in table) or any(other[1:-SIZES] != table[0][1:-SIZES] for other in table):
+        if any(other[0] for other in table) or len({other[1] for other in table}) > 1:
             self._explain(error, fields)
         self.sizes = [tuple(other[-SIZES:]) for other in table]
         return found
@@ -157,14 +160,22 @@ def _who(values: Sequence[str]) -> str:
     return ", ".join(f"{value} on rank{'s' * (len(ranks) > 1)} {' and '.join(ranks)}" for value, ranks in by.items())
 
 
+def first_derivative(group: Group) -> None:
+    """Raise in a backward that would have to be differentiated again: what other processes add to that is not there."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(f"{group.name}: with group there are first derivatives only, and so no create_graph")
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, group, value):
+        ctx.group = group
         # Summed here in the order of the ranks, so that all hold the same bits.
         return group.gather(value).sum(0) if value.numel() <= 64 else group.all_reduce(value.clone())
 
     @staticmethod
     def backward(ctx, grad):
+        first_derivative(ctx.group)
         return None, grad
 
 
@@ -175,8 +186,8 @@ class _Shared(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        first_derivative(ctx.group)
         return None, ctx.group.all_reduce(grad.contiguous().clone())
 
 

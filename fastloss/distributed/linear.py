@@ -9,7 +9,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from .. import _checks
 from ..engine import accumulate_dtype
 from ..functional import linear as one
-from ..functional.classification import cross_entropy
 from .group import Group
 from .vocabulary import checksum, local_classes, merged, replicated, shards, weights_of
 
@@ -48,7 +47,7 @@ def linear_cross_entropy(
         }
         return dtype, about, (len(linear_weight),)
 
-    dtype = together.agree(check, input.device)
+    dtype = together.agree(check, input)
     first, classes = shards(together)
     weight = weights_of(NAME, weight, classes, accumulate_dtype(x.dtype))
     rows = target.shape
@@ -56,13 +55,9 @@ def linear_cross_entropy(
     _checks.labels_in_range(NAME, target, classes, settings["ignore_index"])
     x = x if sequence else together.shared(x)
     if settings["softcap"] is not None and settings["label_smoothing"] > 0 and weight is not None:
-        x, linear_weight = one._as_linear_takes_them(x, linear_weight)
-        wide = accumulate_dtype(x.dtype)
-        with one.without_autocast(x.device):
-            logits = x.to(wide) @ linear_weight.to(wide).t()
-            logits = logits if linear_bias is None else logits + linear_bias.to(wide)
-        found = cross_entropy(logits, target, weight, **settings, group=together.process_group, backend=backend)
-        loss, *extras = found if isinstance(found, tuple) else (found,)
+        loss, *extras = one._by_logits(
+            x, linear_weight, target, linear_bias, weight, settings, False, backend, together.process_group
+        )
     else:
         shard = one.Shard(first, classes, lambda terms, found: merged(together, terms, found), together.sum)
         loss, *extras = one._by_statistics(

@@ -49,5 +49,5 @@ def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], gi
         }
         return None, about, ()
 
-    among.agree(check, embeddings.device)
+    among.agree(check, embeddings)
     return with_group(loss, among, forward, given)

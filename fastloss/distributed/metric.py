@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..metric.utils import common_functions as c_f
+from ..metric.utils import loss_and_miner_utils as lmu
 from ..pair import Scores, Statistic, Term
 from .group import Group
 from .ring import statistics
@@ -47,7 +48,7 @@ def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], gi
         }
         return None, about, (len(embeddings),)
 
-    together.agree(check, embeddings.device)
+    together.agree(check, embeddings)
     return with_group(loss, together, forward, given)
 
 
@@ -58,6 +59,40 @@ def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tenso
         return forward(*given)
     finally:
         loss._over = None
+
+
+def remembered(
+    group: object, memory: torch.nn.Module, embeddings: Tensor, labels: Tensor, indices_tuple, enqueue_mask: Tensor | None
+) -> Tensor:
+    """The loss of a :class:`fastloss.metric.losses.CrossBatchMemory` whose ring takes the rows of all processes."""
+    name, loss = type(memory).__name__, memory.loss
+    together = Rows(name, group)
+
+    def check():
+        if indices_tuple is not None or enqueue_mask is not None or memory.miner is not None:
+            raise NotImplementedError(f"{name}: with group neither a miner, nor indices, nor a mask can be had")
+        if getattr(loss, "group", memory) is not None or loss.has_embedding_regularizer or not loss.takes_sums():
+            raise NotImplementedError(
+                f"{name}: with group a loss over pairs that takes a group, but has none, without a regularizer and with a reducer that needs "
+                f"sums only is wanted, got {type(loss).__name__}"
+            )
+        c_f.check_shapes(embeddings, labels)
+        about = {
+            "features": embeddings.shape[1], "embeddings' dtype": embeddings.dtype, "labels' dtype": labels.dtype,
+            "the settings": [(type(part).__name__, settings_of(part)) for part in (memory, loss, loss.distance, *loss.reducer.modules())],
+            "requires_grad": embeddings.requires_grad and torch.is_grad_enabled(),
+        }
+        return None, about, (len(embeddings),)
+
+    together.agree(check, embeddings)
+    labels = c_f.to_device(labels, embeddings)
+    memory.add_to_memory(together.concatenated(embeddings.detach()), together.concatenated(labels), together.count())
+    used = memory.memory_size if memory.has_been_filled else memory.queue_idx
+    rows, row_labels, begin = memory.embedding_memory[:used], memory.label_memory[:used], memory._begin
+    if memory._goes_around:  # turned so that the batch lies together
+        rows, row_labels, begin = rows.roll(-begin, 0), row_labels.roll(-begin, 0), 0
+    copies = lmu.Copies(begin + sum(together.every()[: together.rank]))
+    return with_group(loss, together, loss, (embeddings, labels, copies, rows, row_labels))
 
 
 def settings_of(module: torch.nn.Module) -> dict[str, object]:

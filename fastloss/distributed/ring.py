@@ -1,10 +1,10 @@
 """Statistics over the pairs of two embedding sets that are spread over processes.
 
-Each process holds its rows of `a` for good. The rows of `b`, with all that belongs to them (biases, labels, parameters), travel round a ring
-of the processes; at each station the pair engine takes the statistics of the rows there with the block that has come, while the next block
-is under way. Statistics of rows merge over the blocks; those of columns travel with their block and merge over the stations. The backward
-goes round once more: with the block go the upstream gradients and log-sum-exps of its columns, and its gradient, which grows from station to
-station and is home after the last. A process so holds its own rows and two or three blocks, whatever the number of processes.
+Each process holds its rows of `a` for good. The rows of `b`, with all that belongs to them (biases, labels, parameters), travel round a
+ring of the processes; at each station the pair engine takes the statistics of the rows there with the block that has come, while the next
+block is under way. Statistics of rows merge over the blocks; those of columns travel with their block and merge over the stations. The
+backward goes round once more: with the block go the upstream gradients and log-sum-exps of its columns, and its gradient, which grows from
+station to station and is home after the last. A process so holds its own rows and two or three blocks, whatever the number of processes.
 
 A few small blocks are gathered at once instead, since then the number of messages is what takes time.
 """
@@ -23,7 +23,7 @@ from ..engine import accumulate_dtype
 from ..pair import (
     _BACKWARD, _FORWARD, MEMORY_BUDGET, MOST_TERMS, TRANSFORMS, Scores, Settings, Statistic, Term, _settings, dense_labels, formula, unpack,
 )
-from .group import Group
+from .group import Group, first_derivative
 
 GATHER_BYTES = 2**20  # of all blocks: up to this many they are gathered, not passed on
 
@@ -43,10 +43,25 @@ class _Moving(NamedTuple):
         return self.arriving
 
 
-def _pass_on(group: Group, tensors: Tensors, rows: int) -> _Moving:
+class _Places:
+    """Where tensors arrive: two places in turn, of which one is filled while the other is read and sent on."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.turn = rows, 0
+        self.places: list[Tensors] = [[], []]
+
+    def next(self, like: Tensors, rows: int) -> Tensors:
+        """The place that is free, for as many rows."""
+        self.turn = 1 - self.turn
+        if not self.places[self.turn]:
+            self.places[self.turn] = [t.new_empty((self.rows, *t.shape[1:])) for t in like]
+        return [t[:rows] for t in self.places[self.turn]]
+
+
+def _pass_on(group: Group, tensors: Tensors, places: _Places, rows: int) -> _Moving:
     """Send tensors to the next process, and receive such of `rows` rows from the one before."""
     tensors = [t.contiguous() for t in tensors]
-    arriving = [t.new_empty((rows, *t.shape[1:])) for t in tensors]
+    arriving = places.next(tensors, rows)
     following, before = (group.rank + 1) % group.world, (group.rank - 1) % group.world
     ops = [dist.P2POp(dist.isend, t, group=group.process_group, tag=k, group_peer=following) for k, t in enumerate(tensors) if t.numel()]
     ops += [dist.P2POp(dist.irecv, t, group=group.process_group, tag=k, group_peer=before) for k, t in enumerate(arriving) if t.numel()]
@@ -75,15 +90,16 @@ def travel(
     each = sum(t.itemsize * t.shape[1:].numel() for t in block)
     if group.world > 1 and group.world * max(sizes) * each <= GATHER_BYTES:
         return _gathered(group, sizes, block, visit, merge)
+    blocks, results = _Places(max(sizes)), _Places(max(sizes))
     arriving, found = None, []
     for step in range(group.world):
         owner, after = (group.rank - step) % group.world, (group.rank - step - 1) % group.world
-        moving = _pass_on(group, block, sizes[after]) if step + 1 < group.world else None
+        moving = _pass_on(group, block, blocks, sizes[after]) if step + 1 < group.world else None
         found = visit(owner, block)
         if arriving is not None:
             found = merge(arriving.wait(), found)
         if found and group.world > 1:
-            arriving = _pass_on(group, found, sizes[after])
+            arriving = _pass_on(group, found, results, sizes[after])
         if moving is not None:
             block = moving.wait()
     return found if arriving is None else arriving.wait()
@@ -216,8 +232,8 @@ class _Ring(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
+        first_derivative(ctx.plan.group)
         plan, need = ctx.plan, ctx.needs_input_grad[1:]
         terms = plan.terms
         inputs, statistics = ctx.saved_tensors[: -len(terms)], ctx.saved_tensors[-len(terms) :]
@@ -292,7 +308,8 @@ def _block_backward(
                 grad = grad * torch.where(out.detach() == -torch.inf, 0.0, torch.exp(out.detach() - value))
             pairs.append((out, grad))
     wanted = [leaf for leaf, t in zip(leaves, flat) if leaf is not t]
-    found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True) if pairs else [None] * len(wanted))
+    outs, ups = [out for out, _ in pairs], [grad for _, grad in pairs]
+    found = iter(torch.autograd.grad(outs, wanted, ups, allow_unused=True) if pairs else [None] * len(wanted))
     by = [next(found) if leaf is not t else None for leaf, t in zip(leaves, flat)]
     return [torch.zeros_like(t) if grad is None and t is not None and w else grad for grad, t, w in zip(by, flat, want)]
 

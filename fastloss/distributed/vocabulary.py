@@ -20,7 +20,7 @@ from .._backends import choose
 from ..engine import accumulate_dtype
 from ..pair import Statistic, Term
 from ..row import _BACKWARD_OP, _FORWARD
-from .group import Group
+from .group import Group, first_derivative
 
 CHUNK = 2**18  # logits that plain torch works on at a time
 NOWHERE = -100  # label of a row whose class is another process's
@@ -33,7 +33,9 @@ def local_classes(name: str, logits: Tensor, group: object, dim: int) -> tuple[T
     mesh, placements = logits.device_mesh, logits.placements
     over = [k for k, placement in enumerate(placements) if placement.is_shard(dim)]
     if len(over) != 1 or any(placement.is_partial() for placement in placements):
-        raise ValueError(f"{name}: a DTensor must be sharded over the classes, dimension {dim}, by one dimension of its mesh, got {placements}")
+        raise ValueError(
+            f"{name}: a DTensor must be sharded over the classes, dimension {dim}, by one dimension of its mesh, got {placements}"
+        )
     return logits.to_local(), (mesh, over[0]) if group is None else group
 
 
@@ -124,9 +126,9 @@ class _Softmax(torch.autograd.Function):
         return log_sum + below, spread[0] + weights * log_sum if spread else None, top + log_sum, below
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, by_nll, by_spread, by_lse, _):
         plan = ctx.plan
+        first_derivative(plan.group)
         logits, label, weight, top, log_sum = ctx.saved_tensors
         nothing = torch.zeros_like(top)
         direct = torch.where(label != NOWHERE, nothing if by_nll is None else by_nll, 0.0)  # less at the label
@@ -202,7 +204,7 @@ def cross_entropy(
         }
         return (batched, dtype), about, (input.shape[int(batched)],)
 
-    batched, dtype = together.agree(check, input.device)
+    batched, dtype = together.agree(check, input)
     first, classes = shards(together)
     weight = weights_of(name, weight, classes, accumulate_dtype(input.dtype))
     _checks.labels_in_range(name, target, classes, ignore_index)
@@ -247,12 +249,13 @@ class _Merged(torch.autograd.Function):
         shift = torch.where(top == -torch.inf, 0.0, top)
         total = group.all_reduce(torch.where(lse, torch.exp(values - shift), torch.where(kinds, 0.0, values)))
         merged = torch.where(lse, torch.log(total) + shift, torch.where(kinds, top, total))
-        ctx.reduces = reduces
+        ctx.group, ctx.reduces = group, reduces
         ctx.save_for_backward(values, merged)
         return tuple(merged.unbind())
 
     @staticmethod
     def backward(ctx, *grads):
+        first_derivative(ctx.group)
         found = []
         for reduce, grad, value, merged in zip(ctx.reduces, grads, *ctx.saved_tensors):
             share = torch.where(value == -torch.inf, 0.0, torch.exp(value - merged)) if reduce == "lse" else 1.0

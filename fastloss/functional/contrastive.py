@@ -94,9 +94,9 @@ def info_nce_loss(
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.07.
         negative_mode: ``"unpaired"`` or ``"paired"``. Default: ``"unpaired"``.
         reduction: ``"none"``: a loss for each query; ``"mean"`` or ``"sum"`` over them.
-        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
-            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
-            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a
+            mesh and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of
+            shared factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -163,9 +163,9 @@ def nt_xent_loss(
         z2: the second view of the same samples.
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.5.
         reduction: ``"none"``: a loss for each view, first those of `z1`; ``"mean"`` or ``"sum"`` over them.
-        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
-            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
-            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a
+            mesh and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of
+            shared factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -235,9 +235,9 @@ def clip_loss(
         logit_scale: the inverse temperature, already exponentiated, positive; a tensor of one number gets a gradient.
         logit_bias: added to all scores, which changes nothing; its gradient is 0.
         reduction: ``"none"``: a loss for each pair; ``"mean"`` or ``"sum"`` over them.
-        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
-            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
-            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a
+            mesh and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of
+            shared factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -320,9 +320,9 @@ def siglip_loss(
         logit_bias: None for 0; a tensor of one number gets a gradient. Training starts from -10.
         reduction: ``"batch_sum"``: the sum over all pairs, divided by the number of rows; ``"mean"``: over all pairs; ``"sum"``;
             ``"none"``: a loss for each row. Default: ``"batch_sum"``.
-        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
-            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
-            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a
+            mesh and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of
+            shared factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:
@@ -380,9 +380,9 @@ def sup_con_loss(
         temperature: :math:`T`, positive; a number, or a tensor of one number, which gets a gradient. Default: 0.1.
         reduction: ``"none"``: a loss for each sample, 0 where no other has its label; ``"sum"``; ``"mean"`` over those that have a
             positive, 0 where none has.
-        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a mesh
-            and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of shared
-            factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
+        group: processes whose batches are one, in the order of their ranks: a ``ProcessGroup``, a ``DeviceMesh`` of one dimension, or a
+            mesh and a dimension; None for this process alone. Every process gets the loss of all, and the gradient of its rows, and of
+            shared factors the whole one; ``"none"`` gives the losses of this process's rows. See :mod:`fastloss.distributed`.
         backend: as for :func:`fastloss.functional.cross_entropy`.
 
     Shape:

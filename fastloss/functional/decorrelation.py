@@ -17,7 +17,7 @@ __all__ = ["barlow_twins_loss", "vicreg_loss"]
 
 
 def views_of(name: str, z1: Tensor, z2: Tensor, backend: str | None, least: int = 2) -> tuple[torch.dtype, list[Tensor], str]:
-    """Check two views (N, D) of at least so many rows; gives the dtype of the result, the views in the dtype that sums are kept in, and the backend."""
+    """Check two views (N, D) of at least so many rows; gives the dtype of the result, the views in that of sums, and the backend."""
     if isinstance(z1, Tensor) and z1.dim() != 2:
         raise ValueError(f"{name}: z1 must be (N, D), got {tuple(z1.shape)}")
     same_shape(name, {"z1": z1, "z2": z2})
@@ -134,8 +134,8 @@ def vicreg_loss(
         cov_coeff: :math:`\nu`. Default: 1.
         variance_target: :math:`\gamma`, the wanted standard deviation. Default: 1.
         eps: :math:`\epsilon`, positive. Default: 1e-4.
-        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
-            are sums over the rows (a :math:`D \times D` matrix is among them).
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. They exchange
+            sums over their rows; one of them is a matrix, :math:`D \times D`.
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:
@@ -206,8 +206,8 @@ def barlow_twins_loss(
         deviation: ``"biased"``: :math:`\sqrt{\operatorname{Var} + \epsilon}` with the variance divided by N, a batch normalisation;
             ``"unbiased"``: :math:`\sqrt{\operatorname{Var}} + \epsilon` with the variance divided by :math:`N - 1`.
         eps: :math:`\epsilon`, positive. Default: 1e-5, unbiased 1e-4.
-        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. What is exchanged
-            are sums over the rows (a :math:`D \times D` matrix is among them).
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. They exchange
+            sums over their rows; one of them is a matrix, :math:`D \times D`.
         backend: as for :func:`fastloss.functional.cross_entropy`; the loss is plain torch on every one.
 
     Shape:

@@ -183,7 +183,7 @@ def _shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: T
 
 def _by_logits(
     x: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None, settings: dict, soft: bool,
-    backend: str | None,
+    backend: str | None, group: object = None,
 ) -> tuple[Tensor, ...]:
     """The loss, and the extra outputs asked for, of logits that are stored, in the dtype that sums are kept in."""
     classes, *places = linear_weight.shape[:-1]
@@ -193,8 +193,8 @@ def _by_logits(
         logits = x.to(wide) @ linear_weight.flatten(0, -2).to(wide).t()
         logits = logits if linear_bias is None else logits + linear_bias.flatten().to(wide)
         found = cross_entropy(
-            logits.view(-1, classes, *places), target.to(wide) if soft else target, None if weight is None else weight.to(wide), **settings,
-            backend=backend,
+            logits.view(len(x), classes, *places), target.to(wide) if soft else target, None if weight is None else weight.to(wide),
+            **settings, group=group, backend=backend,
         )
     return found if isinstance(found, tuple) else (found,)
 

@@ -48,7 +48,8 @@ class PairScores:
         labels: (N,), or None.
         ref_labels: (M,); the same object, or None, for the labels of the rows, of which none is then its own partner.
         indices_tuple: pairs or triplets, :class:`~utils.loss_and_miner_utils.Copies`, or None.
-        over: the processes that have other rows of the same set, a :class:`fastloss.distributed.Group` that has agreed, or None.
+        over: the processes that have other rows, a :class:`fastloss.distributed.Group` that has agreed, or None. References other than the
+            set itself are the same in all of them.
 
     Raises:
         AssertionError: a pair is listed both as positive and as negative; looked at on the CPU only.
@@ -63,7 +64,8 @@ class PairScores:
         self.sign = -1.0 if distance.is_inverted else 1.0
         self.rows, self.columns = len(embeddings), len(ref_emb)
         self.own = ref_emb is embeddings
-        centre = {} if over is None else {"centre_of": over.centre}
+        self._spread = over if self.own else None  # who has rows to compare with
+        centre = {} if self._spread is None else {"centre_of": over.centre}
         self.scores = distance.scores(embeddings, None if self.own else ref_emb, **centre)
         if over is not None and self.scores is None:
             raise NotImplementedError(f"{name}: with group a distance that the pair engine knows is wanted, got {type(distance).__name__}")
@@ -88,8 +90,8 @@ class PairScores:
 
     def statistics(self, *terms: Term) -> list[Statistic]:
         """One :class:`Statistic` for each term."""
-        if self.over is not None:
-            return self.over.statistics(self.scores, terms, labels=self.labels, skip=self.skip)
+        if self._spread is not None:
+            return self._spread.statistics(self.scores, terms, labels=self.labels, skip=self.skip)
         about = {"labels": self.labels, "codes": self.codes, "skip": self.skip}
         if self.scores is None:
             return matrix_statistics(self.matrix, terms, **about)
@@ -100,8 +102,8 @@ class PairScores:
         if self.codes is not None:
             return (self.codes == 1).sum(0), (self.codes == 2).sum(0)
         both, columns = self.labels, self.columns
-        if self.over is not None:
-            both, columns = (both[0], self.over.concatenated(both[0])), self.over.count()
+        if self._spread is not None:
+            both, columns = (both[0], self._spread.concatenated(both[0])), self._spread.count()
         labels, ref_labels = dense_labels(*both, torch.int64)
         ordered = (labels if ref_labels is None else ref_labels).sort().values
         same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)

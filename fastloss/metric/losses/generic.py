@@ -59,8 +59,8 @@ class StatisticLoss(GenericPairLoss):
     """The base of losses over pairs from statistics of the pair engine.
 
     Args:
-        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. From labels, with a
-            reducer that needs sums only. The loss is that of all rows, on every process, which gets the gradient of its rows.
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. From labels,
+            with a reducer that needs sums only. The loss is that of all rows, on every process, which gets the gradient of its rows.
     """
 
     def __init__(self, mat_based_loss: bool, group: object = None, **kwargs) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...engine import over_group
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
 from ..utils.module_with_records import ModuleWithRecords
@@ -181,6 +182,9 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         embedding_size: D.
         memory_size: rows of the ring.
         miner: of pairs of the batch with the ring, or None for all.
+        group: processes whose batches enter the ring of each one, in the order of their ranks, as of
+            :func:`fastloss.functional.clip_loss`. The loss is that of the rows of all; `loss` is one that takes a group but has none.
+            Without `miner`, indices and masks. None for this process alone.
 
     Attributes:
         embedding_memory, label_memory: the ring (memory_size, D), detached, and its labels.
@@ -189,9 +193,10 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         curr_batch_idx: where the rows of the last batch are.
     """
 
-    def __init__(self, loss: BaseMetricLossFunction, embedding_size: int, memory_size: int = 1024, miner=None, **kwargs) -> None:
+    def __init__(self, loss: BaseMetricLossFunction, embedding_size: int, memory_size: int = 1024, miner=None, group: object = None, **kwargs) -> None:
         super().__init__(loss, **kwargs)
         self.miner = miner
+        self.group = group
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.reset_queue()
@@ -216,6 +221,8 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         """
         if indices_tuple is not None and enqueue_mask is not None:
             raise ValueError("indices_tuple and enqueue_mask are mutually exclusive")
+        if self.group is not None:
+            return over_group("metric", "remembered", self.group, self, embeddings, labels, indices_tuple, enqueue_mask)
         c_f.check_shapes(embeddings, labels)
         labels = c_f.to_device(labels, embeddings)
         if enqueue_mask is None:
