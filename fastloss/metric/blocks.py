@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine import formula_backward
-from ..pair import Scores, score_matrix
+from ..pair import Scores, prepared, score_matrix
 
 ELEMENTS = 2**19  # of a block; a handful of float64 numbers each
 
@@ -59,6 +59,7 @@ _TENSORS = ("a", "b", "row_bias", "column_bias")
 
 def block_sums(formula: Formula, scores: Scores) -> tuple[Tensor, Tensor]:
     """The sum of `formula` over blocks of rows, in float64, and of its numbers, with the scores' gradient."""
+    scores = prepared(scores)
     b, column_bias = (scores.a, scores.row_bias) if scores.b is None else (scores.b, scores.column_bias)
     tensors = scores.a, b, scores.row_bias, column_bias
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():  # which take no gradient in a forward
