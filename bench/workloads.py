@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastloss import Explanation, explain, metric
 from fastloss.assign import assign
 from fastloss.box_cases import PAIRS, BoxCase
 from fastloss.cases import Case
@@ -20,6 +25,7 @@ from fastloss.distance_cases import DistanceCase
 from fastloss.divergence_cases import DivergenceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.functional import anchor_points, decode_boxes
+from fastloss.oracle import Mismatch, check
 from fastloss.overlap_cases import OverlapCase
 from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
@@ -44,6 +50,7 @@ class Workload:
         eager_ratio: how many times faster than torch eager it has to be.
         compiled_ratio: how many times faster than torch.compile it has to be; where given, torch.compile is timed.
         huge_pages: timed a second time with huge pages for both sides, because page faults of fresh buffers dominate.
+        capacity: run on request only, a few times, and without a rival, for which it is too large.
     """
 
     name: str
@@ -56,6 +63,7 @@ class Workload:
     eager_ratio: float | None = None
     compiled_ratio: float | None = None
     huge_pages: bool = False
+    capacity: bool = False
 
     @property
     def about(self) -> Loss:
@@ -95,6 +103,15 @@ class Workload:
             shape=(min(shape[0], rows), *shape[1:]), dtype=self.dtype, labels="soft" if self.soft else "random", **self.options, **self.ours
         )
         return case.of(self.loss)
+
+    def missing(self) -> str | None:
+        """Why the rival is not there, or None."""
+        return None
+
+    def verify(self) -> Explanation:
+        """Raise :class:`fastloss.oracle.Mismatch` if the loss is wrong; else which backend runs it."""
+        check(self.check_case())
+        return explain(self.about.function, *self.tensors())
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Logits and target, the same on every run."""
@@ -493,6 +510,87 @@ class DivergenceWorkload(Workload):
         return rivals.find(self.loss, dict(self.check_case().params)) or functools.partial(self.our_call, backend="eager")
 
 
+
+@dataclass(frozen=True)
+class MetricWorkload(Workload):
+    """A row of the table for a class of `fastloss.metric`, against pytorch-metric-learning's: `shape` is of the embeddings.
+
+    Gradients of the embeddings, rows of norm 1, and of weights of classes are computed; a label has 8 rows on average, or there are 16.
+    """
+
+    CLASSES = 16
+
+    @property
+    def bytes_moved(self) -> int:
+        """Embeddings read forward and backward, the gradient written."""
+        return 3 * self.elements * getattr(torch, self.dtype).itemsize
+
+    @property
+    def flops(self) -> int:
+        """Half of the scores of the rows with one another and the product of their gradients with the rows; all of them with classes."""
+        return 6 * self.elements * self.CLASSES if self._sizes() else 3 * self.elements * self.shape[0]
+
+    def missing(self) -> str | None:
+        found = self.capacity or importlib.util.find_spec("pytorch_metric_learning")
+        return None if found else "pytorch-metric-learning is not installed; pip install fastloss[peers]"
+
+    def verify(self) -> Explanation:
+        """Compare with pytorch-metric-learning in float64."""
+        small = replace(self, shape=(min(self.shape[0], 24), min(self.shape[1], 64)), dtype="float64")
+        calls = (small.our_call,) if self.capacity else (small.our_call, small.rival_call)
+        values = [float(call(*small.tensors())) for call in calls]
+        if not math.isclose(values[0], values[-1], rel_tol=1e-6, abs_tol=1e-9):
+            raise Mismatch(f"{self.loss}: {values[0]}, pytorch-metric-learning gives {values[1]}")
+        return explain(LOSSES["nt_xent"].function, *(small.tensors()[:1] * 2))  # of the same engine
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and labels, the same on every run."""
+        torch.manual_seed(0)
+        classes = self.CLASSES if self._sizes() else max(2, self.shape[0] // 8)
+        rows = F.normalize(torch.randn(self.shape, dtype=getattr(torch, self.dtype)))
+        return rows, torch.randint(classes, self.shape[:1])
+
+    def _sizes(self) -> dict[str, int]:
+        """The constructor's arguments that are sizes."""
+        given = {"num_classes": self.CLASSES, "embedding_size": self.shape[1], "descriptors_dim": self.shape[1]}
+        return {name: given[name] for name in METRIC[self.loss] if name in given}
+
+    def _module(self, library: ModuleType) -> torch.nn.Module:
+        torch.manual_seed(1)
+        options = {name: value for name, value in METRIC[self.loss].items() if value is not None}
+        return getattr(library, self.loss)(**options, **self._sizes()).to(getattr(torch, self.dtype))
+
+    @property
+    def our_call(self) -> torch.nn.Module:
+        return self._module(metric.losses)
+
+    @property
+    def rival(self) -> str:
+        return f"pytorch-metric-learning {version('pytorch-metric-learning')}"
+
+    @property
+    def rival_call(self) -> torch.nn.Module:
+        """pytorch-metric-learning's class, with the same weights."""
+        made = self._module(importlib.import_module("pytorch_metric_learning.losses"))
+        made.load_state_dict(self._module(metric.losses).state_dict())
+        return made
+
+
+_CLASSES = {"num_classes": None, "embedding_size": None}
+# The losses of pytorch-metric-learning whose values are the same here, and their options; None is a size.
+METRIC: dict[str, dict[str, object]] = {
+    **{name: {} for name in (
+        "AngularLoss", "CircleLoss", "ContrastiveLoss", "FastAPLoss", "GeneralizedLiftedStructureLoss", "IntraPairVarianceLoss",
+        "LiftedStructureLoss", "MarginLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss", "PNPLoss",
+        "SignalToNoiseRatioContrastiveLoss", "SupConLoss", "ThresholdConsistentMarginLoss", "TripletMarginLoss", "TupletMarginLoss",
+    )},
+    **{name: _CLASSES for name in (
+        "ArcFaceLoss", "CosFaceLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss", "SubCenterArcFaceLoss", "NormalizedSoftmaxLoss",
+        "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss",
+    )},
+    "P2SGradLoss": {"descriptors_dim": None, "num_classes": None}, "HistogramLoss": {"n_bins": 50}, "RankedListLoss": {"margin": 1, "Tn": 1},
+}
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -580,6 +678,19 @@ WORKLOADS = {
             if about.engine == "divergence"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
+        *(
+            MetricWorkload(f"metric {name} fp32 {rows}x{features}", loss=name, shape=(rows, features), eager_ratio=ratio)
+            for name, rows, features, ratio in (
+                ("ContrastiveLoss", 2048, 512, 2.5), ("SupConLoss", 2048, 512, 2.5), ("MultiSimilarityLoss", 2048, 512, 3.5),
+                ("CircleLoss", 2048, 512, 5.0), ("NTXentLoss", 256, 128, 200.0), ("LiftedStructureLoss", 256, 128, 200.0),
+                ("TripletMarginLoss", 256, 128, 20.0), *((name, 128, 128, None) for name in METRIC),
+            )
+        ),
+        *(
+            MetricWorkload(f"metric {name} fp32 {rows}x128", loss=name, shape=(rows, 128), capacity=True)
+            for name, rows in (("NTXentLoss", 8192), ("TripletMarginLoss", 4096))
+        ),
+        PairWorkload("clip fp32 65536x256", loss="clip", shape=(65536, 256), capacity=True),
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
         PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),
         *(
