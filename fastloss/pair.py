@@ -243,9 +243,27 @@ class Preparation(NamedTuple):
             row_bias, column_bias = a.square().sum(1), None if b is None else b.square().sum(1)
         return (a, a, row_bias, row_bias) if self.apart else (a, b, row_bias, column_bias)
 
-    def gradient(self, rows: Tensor, ready: Tensor, grad: Tensor, by_bias: Tensor, backend: str) -> Tensor:
-        """The gradient of rows of a set from that of what they were made, and of their biases."""
-        if backend == "cpu" and (self.unit or self.euclidean):
+    def wanted(self, need: Sequence[bool]) -> list[bool]:
+        """Which gradients of what :meth:`rows` gives are needed for those of what it takes."""
+        sets, biases = ([two[0]] * 2 if self.apart else two for two in (need[:2], need[2:4]))
+        return [*sets, *(bias or self.euclidean and rows for bias, rows in zip(biases, sets))]
+
+    def gradients(
+        self, given: Sequence[Tensor | None], ready: Sequence[Tensor | None], by: Sequence[Tensor | None], need: Sequence[bool], backend: str
+    ) -> list[Tensor | None]:
+        """Gradients `by` what :meth:`rows` gives as those of what it takes."""
+        a, b, row_bias, column_bias = by[:4]
+        if self.apart:
+            a, row_bias = (None if x is None else x + y for x, y in ((a, b), (row_bias, column_bias)))
+            b = column_bias = None
+        if self.unit or self.euclidean:
+            a, b = (None if g is None else self._gradient(given[k], ready[k], g, bias, backend)
+                    for k, (g, bias) in enumerate(((a, row_bias), (b, column_bias))))
+        found = [a, b, row_bias, column_bias]
+        return [grad.to(t.dtype) if wanted and grad is not None else None for grad, t, wanted in zip(found, given, need)]
+
+    def _gradient(self, rows: Tensor, ready: Tensor, grad: Tensor, by_bias: Tensor, backend: str) -> Tensor:
+        if backend == "cpu":
             return _PREPARE_BACKWARD["cpu"](rows.to(grad.dtype), ready, grad, by_bias if self.euclidean else None, self.unit, LEAST_NORM)
         if self.euclidean:
             grad = grad.addcmul(ready, by_bias.unsqueeze(1), value=2)
@@ -383,21 +401,13 @@ class _Pair(torch.autograd.Function):
             return None, None, None, None, *formula_backward(run, inputs, need, grads)
         if all(grad is None for grad in grads):
             return (None,) * (4 + len(inputs))
-        ready = how.rows(*inputs[:4], backend)
-        rows, biases = ([k[0]] * 2 if how.apart else k for k in (need[:2], need[2:4]))
-        want = [*rows, *((by_bias or how.euclidean and by_row) for by_bias, by_row in zip(biases, rows)), *need[7:]]
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        ready, grads = how.rows(*inputs[:4], backend), [None if grad is None else grad.contiguous() for grad in grads]
+        want = [*how.wanted(need[:4]), *need[7:]]
         found = _BACKWARD[backend](
             grads, list(statistics), *ready, *inputs[4:7], list(inputs[7:]), *settings, want, memory_budget
         )
         by = [grad if wanted else None for grad, wanted in zip(found, want)]
-        if how.apart:
-            for k in (0, 2):
-                by[k], by[k + 1] = None if by[k] is None else by[k] + by[k + 1], None
-        if any(how):
-            for k in (0, 1):
-                by[k] = None if by[k] is None else how.gradient(inputs[k], ready[k], by[k], by[2 + k], backend).to(inputs[k].dtype)
-                by[2 + k] = by[2 + k] if need[2 + k] else None
+        by[:4] = how.gradients(inputs, ready, by, need, backend)
         return None, None, None, None, *by[:4], None, None, None, *by[4:]
 
 

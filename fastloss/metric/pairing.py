@@ -10,7 +10,8 @@ from torch import Tensor
 from .._checks import readable
 from ..engine import accumulate_dtype
 from ..listed import listed
-from ..pair import Scores, Statistic, Term, dense_labels, matrix_statistics, pair_statistics, prepared, score_matrix
+from ..matrix import stored_scores
+from ..pair import Statistic, Term, dense_labels, matrix_statistics, pair_statistics, prepared
 from .distances import BaseDistance
 from .utils import loss_and_miner_utils as lmu
 
@@ -168,7 +169,7 @@ def listed_scores(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor, *
     if scores is None:
         matrix = distance(embeddings, ref_emb)
     elif 4 * sum(len(i) for i, _ in pairs) > len(embeddings) * len(ref_emb):
-        matrix = score_matrix(scores)
+        matrix = stored_scores(type(distance).__name__, scores)
     else:
         return [listed(type(distance).__name__, scores, i, j) for i, j in pairs]
     return [matrix[i, j] for i, j in pairs]

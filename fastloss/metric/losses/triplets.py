@@ -74,7 +74,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         if pairs.scores is None:
             total, above = formula(pairs.matrix, 0, pairs.rows)
         else:
-            total, above = block_sums(formula, pairs.scores)
+            total, above = block_sums(pairs.name, formula, pairs.scores)
         positive, negative = pairs.counts()
         sums = Sums(total.to(pairs.dtype), (positive * negative).sum().clamp(min=1), above)
         return {"loss": {"losses": sums, "indices": None, "reduction_type": "triplet"}}
