@@ -1,4 +1,4 @@
-"""Scores of listed pairs, and rows made ready for the pair engine, against plain torch."""
+"""Scores of listed pairs, stored scores, and rows made ready for the pair engine, against plain torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import fastloss
 from fastloss import listed, pair
 from fastloss.engine import accumulate_dtype
+from fastloss.matrix import stored_scores
 from fastloss.pair import Scores, Term, euclidean, pair_statistics
 
 
@@ -173,3 +174,28 @@ def test_compiled():
     assert torch.allclose(got, wanted)
     for mine, right in zip(gradients(got, [a, b]), gradients(wanted, [a, b])):
         assert torch.allclose(mine, right, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("own", (False, True))
+@pytest.mark.parametrize("kind", SCORES)
+def test_stored_scores(kind, own, dtype):
+    leaves = sets(own, dtype)
+    far = torch.ones(13, 13 if own else 9, dtype=torch.float64)
+    far.fill_diagonal_(0)
+    got = stored_scores("pair", SCORES[kind](*leaves)) * far
+    wanted = torch.where(far > 0, matrix(kind, *leaves), 0.0)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    assert torch.allclose(got, wanted, tolerance, 20 * tolerance)
+    for mine, right in zip(gradients(got, leaves), gradients(wanted, leaves)):
+        more = 0.02 if dtype == torch.bfloat16 else 20 * tolerance
+        assert mine.dtype == dtype and torch.allclose(mine.double(), right.double(), more, more)
+
+
+def test_derivatives_of_stored_scores():
+    a, b = sets(False, rows=5, columns=4, features=3)
+    with torch.no_grad():
+        a[3] = 1.0
+    for kind in SCORES:
+        run = lambda x, y: stored_scores("pair", SCORES[kind](x, y))  # noqa: E731, B023
+        assert gradcheck(run, (a, b)) and gradgradcheck(run, (a, b))

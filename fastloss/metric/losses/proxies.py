@@ -324,7 +324,8 @@ class P2SGradLoss(BaseMetricLossFunction):
         c_f.indices_tuple_not_supported(indices_tuple)
         x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
         found = class_scores(self, x, self.weight.t().to(x), labels).statistics(
-            *(Term("sum", mask, "square", (sign, -sign * wanted)) for mask, wanted in (("negative", 0.0), ("positive", 1.0)) for sign in (1, -1))
+            Term("sum", "negative", "square"), Term("sum", "negative", "square", (-1.0,)),
+            Term("sum", "positive", "square", (-1.0, 1.0)),  # a cosine is at most 1
         )
         losses = torch.stack([term.value for term in found]).sum() / (len(x) * self.num_classes)
         return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
