@@ -14,7 +14,8 @@ from rich.table import Table
 from fastloss.cli import information
 from fastloss.registry import LOSSES
 
-from .workloads import METRIC, Workload
+from .metric import METRIC
+from .workload import Workload
 
 
 def machine() -> dict:

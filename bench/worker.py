@@ -17,7 +17,8 @@ from torch.utils.benchmark import Timer
 
 from fastloss.oracle import Mismatch
 
-from .workloads import WORKLOADS, Workload
+from .workload import Workload
+from .workloads import WORKLOADS
 
 TINY = 2**17  # elements; below it a call is too short for a single clock reading
 COPY_BYTES = 2**28

@@ -3,144 +3,30 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastloss import Explanation, explain, metric
 from fastloss.assign import assign
 from fastloss.box_cases import PAIRS, BoxCase
-from fastloss.cases import Case
 from fastloss.compat import monai
 from fastloss.detection_cases import DetectionCase
 from fastloss.distance_cases import DistanceCase
 from fastloss.divergence_cases import DivergenceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.functional import anchor_points, decode_boxes
-from fastloss.oracle import Mismatch, check
 from fastloss.overlap_cases import OverlapCase
 from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
-from fastloss.registry import LOSSES, Loss
+from fastloss.registry import LOSSES
 from fastloss.sort_cases import SortCase
 
-from . import rivals
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the table.
-
-    Args:
-        name: for `--case` and the table.
-        loss: name in the registry.
-        shape: of the logits.
-        dtype: of the logits.
-        soft: class probabilities as target.
-        options: arguments of both sides.
-        ours: arguments of our side only.
-        eager_ratio: how many times faster than torch eager it has to be.
-        compiled_ratio: how many times faster than torch.compile it has to be; where given, torch.compile is timed.
-        huge_pages: timed a second time with huge pages for both sides, because page faults of fresh buffers dominate.
-        capacity: run on request only, a few times, and without a rival, for which it is too large.
-    """
-
-    name: str
-    loss: str = "cross_entropy"
-    shape: tuple[int, ...] = (4096, 1000)
-    dtype: str = "float32"
-    soft: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
-    ours: Mapping[str, object] = field(default_factory=dict)
-    eager_ratio: float | None = None
-    compiled_ratio: float | None = None
-    huge_pages: bool = False
-    capacity: bool = False
-
-    @property
-    def about(self) -> Loss:
-        return LOSSES[self.loss]
-
-    @property
-    def elements(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def inplace(self) -> bool:
-        return bool(self.ours.get("inplace"))
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes that forward + backward must move: inputs read in both, gradient written.
-
-        A loss on log-probabilities reads one of them a row and only writes the gradient.
-        """
-        sweeps = 5 if self.soft else 3 if self.about.logits else 1
-        return sweeps * self.elements * getattr(torch, self.dtype).itemsize
-
-    @property
-    def flops(self) -> int:
-        """Operations of the products of matrices that forward + backward cannot do without."""
-        return 0
-
-    def smaller(self, factor: int) -> Workload:
-        """The same with fewer rows, for a quick look; targets are for the full size and fall away."""
-        rows = max(self.shape[0] // factor, 1)
-        return replace(self, shape=(rows, *self.shape[1:]), eager_ratio=None, compiled_ratio=None, huge_pages=False)
-
-    def check_case(self, rows: int = 24) -> Case:
-        """The same call on few rows, for the correctness check."""
-        shape = self.shape if len(self.shape) < 3 else (min(self.shape[0], 2), self.shape[1], *(min(n, 16) for n in self.shape[2:]))
-        case = Case(
-            shape=(min(shape[0], rows), *shape[1:]), dtype=self.dtype, labels="soft" if self.soft else "random", **self.options, **self.ours
-        )
-        return case.of(self.loss)
-
-    def missing(self) -> str | None:
-        """Why the rival is not there, or None."""
-        return None
-
-    def verify(self) -> Explanation:
-        """Raise :class:`fastloss.oracle.Mismatch` if the loss is wrong; else which backend runs it."""
-        check(self.check_case())
-        return explain(self.about.function, *self.tensors())
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Logits and target, the same on every run."""
-        torch.manual_seed(0)
-        dtype = getattr(torch, self.dtype)
-        input = torch.randn(self.shape, dtype=dtype)
-        if self.soft:
-            return input, torch.softmax(torch.randn(self.shape, dtype=dtype), 1)
-        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
-
-    @property
-    def our_call(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The public function with the workload's options bound, so that a timed call does nothing else."""
-        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, **self.ours)
-
-    @property
-    def rival(self) -> str:
-        """Whose `rival_call` is: eager torch's own, a released library's, a formula of :mod:`bench.rivals`, or ours in plain torch."""
-        if self.about.torch:
-            return "eager"
-        half = self.dtype != "float32" and self.about.engine in ("pair", "plain")  # formulas that round too often in half precision
-        return "plain torch" if half else rivals.name("box_loss" if self.about.engine == "box" else self.loss) or "plain torch"
-
-    @property
-    def rival_call(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """torch's own function; where torch has none, the formula in plain torch."""
-        if self.about.torch:
-            return functools.partial(getattr(F, self.about.torch), **self.options)
-        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, backend="eager")
+from . import metric, rivals
+from .workload import Workload
 
 
 @dataclass(frozen=True)
@@ -511,86 +397,6 @@ class DivergenceWorkload(Workload):
 
 
 
-@dataclass(frozen=True)
-class MetricWorkload(Workload):
-    """A row of the table for a class of `fastloss.metric`, against pytorch-metric-learning's: `shape` is of the embeddings.
-
-    Gradients of the embeddings, rows of norm 1, and of weights of classes are computed; a label has 8 rows on average, or there are 16.
-    """
-
-    CLASSES = 16
-
-    @property
-    def bytes_moved(self) -> int:
-        """Embeddings read forward and backward, the gradient written."""
-        return 3 * self.elements * getattr(torch, self.dtype).itemsize
-
-    @property
-    def flops(self) -> int:
-        """Half of the scores of the rows with one another and the product of their gradients with the rows; all of them with classes."""
-        return 6 * self.elements * self.CLASSES if self._sizes() else 3 * self.elements * self.shape[0]
-
-    def missing(self) -> str | None:
-        found = self.capacity or importlib.util.find_spec("pytorch_metric_learning")
-        return None if found else "pytorch-metric-learning is not installed; pip install fastloss[peers]"
-
-    def verify(self) -> Explanation:
-        """Compare with pytorch-metric-learning in float64."""
-        small = replace(self, shape=(min(self.shape[0], 24), min(self.shape[1], 64)), dtype="float64")
-        calls = (small.our_call,) if self.capacity else (small.our_call, small.rival_call)
-        values = [float(call(*small.tensors())) for call in calls]
-        if not math.isclose(values[0], values[-1], rel_tol=1e-6, abs_tol=1e-9):
-            raise Mismatch(f"{self.loss}: {values[0]}, pytorch-metric-learning gives {values[1]}")
-        return explain(LOSSES["nt_xent"].function, *(small.tensors()[:1] * 2))  # of the same engine
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Embeddings and labels, the same on every run."""
-        torch.manual_seed(0)
-        classes = self.CLASSES if self._sizes() else max(2, self.shape[0] // 8)
-        rows = F.normalize(torch.randn(self.shape, dtype=getattr(torch, self.dtype)))
-        return rows, torch.randint(classes, self.shape[:1])
-
-    def _sizes(self) -> dict[str, int]:
-        """The constructor's arguments that are sizes."""
-        given = {"num_classes": self.CLASSES, "embedding_size": self.shape[1], "descriptors_dim": self.shape[1]}
-        return {name: given[name] for name in METRIC[self.loss] if name in given}
-
-    def _module(self, library: ModuleType) -> torch.nn.Module:
-        torch.manual_seed(1)
-        options = {name: value for name, value in METRIC[self.loss].items() if value is not None}
-        return getattr(library, self.loss)(**options, **self._sizes()).to(getattr(torch, self.dtype))
-
-    @property
-    def our_call(self) -> torch.nn.Module:
-        return self._module(metric.losses)
-
-    @property
-    def rival(self) -> str:
-        return f"pytorch-metric-learning {version('pytorch-metric-learning')}"
-
-    @property
-    def rival_call(self) -> torch.nn.Module:
-        """pytorch-metric-learning's class, with the same weights."""
-        made = self._module(importlib.import_module("pytorch_metric_learning.losses"))
-        made.load_state_dict(self._module(metric.losses).state_dict())
-        return made
-
-
-_CLASSES = {"num_classes": None, "embedding_size": None}
-# The losses of pytorch-metric-learning whose values are the same here, and their options; None is a size.
-METRIC: dict[str, dict[str, object]] = {
-    **{name: {} for name in (
-        "AngularLoss", "CircleLoss", "ContrastiveLoss", "FastAPLoss", "GeneralizedLiftedStructureLoss", "IntraPairVarianceLoss",
-        "LiftedStructureLoss", "MarginLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss", "PNPLoss",
-        "SignalToNoiseRatioContrastiveLoss", "SupConLoss", "ThresholdConsistentMarginLoss", "TripletMarginLoss", "TupletMarginLoss",
-    )},
-    **{name: _CLASSES for name in (
-        "ArcFaceLoss", "CosFaceLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss", "SubCenterArcFaceLoss", "NormalizedSoftmaxLoss",
-        "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss",
-    )},
-    "P2SGradLoss": {"descriptors_dim": None, "num_classes": None}, "HistogramLoss": {"n_bins": 50}, "RankedListLoss": {"margin": 1, "Tn": 1},
-}
-
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -678,18 +484,7 @@ WORKLOADS = {
             if about.engine == "divergence"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
-        *(
-            MetricWorkload(f"metric {name} fp32 {rows}x{features}", loss=name, shape=(rows, features), eager_ratio=ratio)
-            for name, rows, features, ratio in (
-                ("ContrastiveLoss", 2048, 512, 2.5), ("SupConLoss", 2048, 512, 2.5), ("MultiSimilarityLoss", 2048, 512, 3.5),
-                ("CircleLoss", 2048, 512, 5.0), ("NTXentLoss", 256, 128, 200.0), ("LiftedStructureLoss", 256, 128, 200.0),
-                ("TripletMarginLoss", 256, 128, 20.0), *((name, 128, 128, None) for name in METRIC),
-            )
-        ),
-        *(
-            MetricWorkload(f"metric {name} fp32 {rows}x128", loss=name, shape=(rows, 128), capacity=True)
-            for name, rows in (("NTXentLoss", 8192), ("TripletMarginLoss", 4096))
-        ),
+        *metric.WORKLOADS,
         PairWorkload("clip fp32 65536x256", loss="clip", shape=(65536, 256), capacity=True),
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
         PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),

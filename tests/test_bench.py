@@ -16,9 +16,10 @@ from checkout import ROOT
 from rich.console import Console
 
 from bench import __main__ as command
-from bench import report, rivals, scaling, worker, workloads
-from bench.workloads import METRIC, WORKLOADS, MetricWorkload, Workload
-from fastloss import metric
+from bench import metric, report, rivals, scaling, worker
+from bench.metric import METRIC, MetricWorkload
+from bench.workload import Workload
+from bench.workloads import WORKLOADS
 from fastloss.oracle import Mismatch, check
 from fastloss.registry import LOSSES
 
@@ -153,7 +154,7 @@ def test_losses_of_metric(monkeypatch, capsys):
     monkeypatch.setattr(MetricWorkload, "our_call", property(lambda self: lambda *given: self._module(metric.losses)(*given) + 1e-3))
     with pytest.raises(Mismatch, match="CosFaceLoss"):
         workload.verify()
-    monkeypatch.setattr(workloads.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(metric.importlib.util, "find_spec", lambda name: None)
     assert command.main(["--case", "metric CosFaceLoss"]) == 0
     assert "skipped 1 workloads: pytorch-metric-learning is not installed" in " ".join(capsys.readouterr().err.split())
 
