@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {
     ],
 }
 ENGINES = ("row", "elementwise", "overlap", "box", "sort", "pair", "divergence")
-CPU_ENGINES = (*ENGINES, "margin", "triplets", "assign")
+CPU_ENGINES = (*ENGINES, "margin", "triplets", "assign", "listed")
 HEADERS = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")]
 
 

@@ -52,8 +52,9 @@ def measure_workload(name: str, quick: bool, repeats: int, compiled: bool) -> tu
     for huge_pages in (False, True) if workload.huge_pages else (False,):
         timed = measure("time", name, *options, huge_pages=huge_pages)
         memory = {}
-        if workload.elements >= 2**20 and not huge_pages and sys.platform == "linux":
-            memory = {side: measure("memory", name, *size, "--side", side)["extra_bytes"] for side in ("ours", "eager")}
+        if (workload.elements >= 2**20 or workload.capacity) and not huge_pages and sys.platform == "linux":
+            sides = ("ours",) if workload.capacity else ("ours", "eager")
+            memory = {side: measure("memory", name, *size, "--side", side)["extra_bytes"] for side in sides}
         rows.append(report.row(workload, checked, timed, memory, huge_pages))
     return rows, None
 
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--quick", action="store_true", help=f"a {QUICK_FACTOR}th of the rows, no torch.compile; targets are not judged")
     own.add_argument("--case", action="append", metavar="TEXT", help="only workloads whose name contains this; may be repeated")
     own.add_argument("--repeats", type=int, default=9, help="timed repeats of each side, at least 7 (default: %(default)s)")
+    own.add_argument("--capacity", action="store_true", help="only what rivals have no memory for; minutes each")
     own.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     own.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     own.add_argument("--list", action="store_true", help="print the names of the workloads")
@@ -82,9 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [text for text in wanted if not any(text in name for name in WORKLOADS)]
     if unknown:
         commands.error(f"argument --case: no workload contains {unknown[0]!r}; the names are: {'; '.join(WORKLOADS)}")
-    names = [name for name in WORKLOADS if any(text in name for text in wanted)]
+    names = [name for name, workload in WORKLOADS.items()
+             if any(text in name for text in wanted) and (workload.capacity == arguments.capacity or name in wanted)]
+    skipped = {name: WORKLOADS[name].missing() for name in names if WORKLOADS[name].missing()}
+    names = [name for name in names if name not in skipped]
 
-    result = {"machine": report.machine(), "quick": arguments.quick, "rows": [], "refused": {}}
+    result = {"machine": report.machine(), "quick": arguments.quick, "rows": [], "refused": {}, "skipped": skipped}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task("", total=len(names))
@@ -112,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(report.family_line(family), highlight=False)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    for why in dict.fromkeys(skipped.values()):
+        errors.print(f"skipped {sum(w == why for w in skipped.values())} workloads: {escape(why)}")
     for name, wrong in result["refused"].items():
         errors.print(f"[red]not timed:[/] {escape(name)}: {escape(wrong)}")
     return 1 if result["refused"] else 0

@@ -23,7 +23,8 @@ from rich.table import Table
 from fastloss.cli import console, errors
 
 from .worker import _step, copy_bandwidth, product_rate
-from .workloads import WORKLOADS, Workload
+from .workload import Workload
+from .workloads import WORKLOADS
 
 # Workload, the shape that grows in its first size, and the sizes: 2^16 to 2^26 elements, or 256 to 16,384 rows of pairs.
 SERIES = {

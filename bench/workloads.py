@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastloss.assign import assign
 from fastloss.box_cases import PAIRS, BoxCase
-from fastloss.cases import Case
 from fastloss.compat import monai
 from fastloss.detection_cases import DetectionCase
 from fastloss.distance_cases import DistanceCase
@@ -23,107 +22,11 @@ from fastloss.functional import anchor_points, decode_boxes
 from fastloss.overlap_cases import OverlapCase
 from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
-from fastloss.registry import LOSSES, Loss
+from fastloss.registry import LOSSES
 from fastloss.sort_cases import SortCase
 
-from . import rivals
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the table.
-
-    Args:
-        name: for `--case` and the table.
-        loss: name in the registry.
-        shape: of the logits.
-        dtype: of the logits.
-        soft: class probabilities as target.
-        options: arguments of both sides.
-        ours: arguments of our side only.
-        eager_ratio: how many times faster than torch eager it has to be.
-        compiled_ratio: how many times faster than torch.compile it has to be; where given, torch.compile is timed.
-        huge_pages: timed a second time with huge pages for both sides, because page faults of fresh buffers dominate.
-    """
-
-    name: str
-    loss: str = "cross_entropy"
-    shape: tuple[int, ...] = (4096, 1000)
-    dtype: str = "float32"
-    soft: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
-    ours: Mapping[str, object] = field(default_factory=dict)
-    eager_ratio: float | None = None
-    compiled_ratio: float | None = None
-    huge_pages: bool = False
-
-    @property
-    def about(self) -> Loss:
-        return LOSSES[self.loss]
-
-    @property
-    def elements(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def inplace(self) -> bool:
-        return bool(self.ours.get("inplace"))
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes that forward + backward must move: inputs read in both, gradient written.
-
-        A loss on log-probabilities reads one of them a row and only writes the gradient.
-        """
-        sweeps = 5 if self.soft else 3 if self.about.logits else 1
-        return sweeps * self.elements * getattr(torch, self.dtype).itemsize
-
-    @property
-    def flops(self) -> int:
-        """Operations of the products of matrices that forward + backward cannot do without."""
-        return 0
-
-    def smaller(self, factor: int) -> Workload:
-        """The same with fewer rows, for a quick look; targets are for the full size and fall away."""
-        rows = max(self.shape[0] // factor, 1)
-        return replace(self, shape=(rows, *self.shape[1:]), eager_ratio=None, compiled_ratio=None, huge_pages=False)
-
-    def check_case(self, rows: int = 24) -> Case:
-        """The same call on few rows, for the correctness check."""
-        shape = self.shape if len(self.shape) < 3 else (min(self.shape[0], 2), self.shape[1], *(min(n, 16) for n in self.shape[2:]))
-        case = Case(
-            shape=(min(shape[0], rows), *shape[1:]), dtype=self.dtype, labels="soft" if self.soft else "random", **self.options, **self.ours
-        )
-        return case.of(self.loss)
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Logits and target, the same on every run."""
-        torch.manual_seed(0)
-        dtype = getattr(torch, self.dtype)
-        input = torch.randn(self.shape, dtype=dtype)
-        if self.soft:
-            return input, torch.softmax(torch.randn(self.shape, dtype=dtype), 1)
-        return input, torch.randint(self.shape[1], self.shape[:1] + self.shape[2:])
-
-    @property
-    def our_call(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The public function with the workload's options bound, so that a timed call does nothing else."""
-        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, **self.ours)
-
-    @property
-    def rival(self) -> str:
-        """Whose `rival_call` is: eager torch's own, a released library's, a formula of :mod:`bench.rivals`, or ours in plain torch."""
-        if self.about.torch:
-            return "eager"
-        half = self.dtype != "float32" and self.about.engine in ("pair", "plain")  # formulas that round too often in half precision
-        return "plain torch" if half else rivals.name("box_loss" if self.about.engine == "box" else self.loss) or "plain torch"
-
-    @property
-    def rival_call(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """torch's own function; where torch has none, the formula in plain torch."""
-        if self.about.torch:
-            return functools.partial(getattr(F, self.about.torch), **self.options)
-        return functools.partial(self.about.function, **dict(self.check_case().params), **self.options, backend="eager")
+from . import metric, rivals
+from .workload import Workload
 
 
 @dataclass(frozen=True)
@@ -493,6 +396,7 @@ class DivergenceWorkload(Workload):
         return rivals.find(self.loss, dict(self.check_case().params)) or functools.partial(self.our_call, backend="eager")
 
 
+
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
 _IMAGE = (4, 21, 256, 256)
 _VOLUME = (4, 8, 64, 64, 64)
@@ -580,6 +484,8 @@ WORKLOADS = {
             if about.engine == "divergence"
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
         ),
+        *metric.WORKLOADS,
+        PairWorkload("clip fp32 65536x256", loss="clip", shape=(65536, 256), capacity=True),
         PlainWorkload("vicreg fp32 256x8192", loss="vicreg", shape=(256, 8192), eager_ratio=20.0),
         PlainWorkload("barlow_twins fp32 256x8192", loss="barlow_twins", shape=(256, 8192), eager_ratio=10.0),
         *(

@@ -9,7 +9,7 @@ namespace fastloss {
 struct TripletsCall {
   const void* near;  // acc, (rows, columns), contiguous
   int64_t rows, columns;
-  const int64_t *row_label, *column_label;
+  const void *row_label, *column_label;  // acc
   bool skips;
   int64_t skip;  // leave out positives with column - row == skip
   double margin;

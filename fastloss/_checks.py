@@ -174,7 +174,7 @@ def binary_segmentation(name: str, input: Tensor, target: Tensor, ignore_index: 
         raise ValueError(f"{name}: target must have input's shape {tuple(shape)}, or that less a dimension of size 1, got {tuple(got)}")
     if target.is_floating_point():
         whole = target.to(torch.int64)
-        if _readable(target) and (whole != target).any():
+        if readable(target) and (whole != target).any():
             raise ValueError(f"{name}: labels must be 0 or 1, got {float(target[whole != target][0])}")
         target = whole
     elif target.is_complex():
@@ -295,7 +295,7 @@ def positive(name: str, argument: str, value: float, zero: bool = False, error: 
         raise error(f"{name}: {argument} must be {'at least 0' if zero else 'positive'}, got {value}")
 
 
-def _readable(tensor: Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """Whether looking at values costs no synchronisation and no graph break."""
     return (
         isinstance(tensor, Tensor)
@@ -307,9 +307,17 @@ def _readable(tensor: Tensor) -> bool:
     )
 
 
+def small_numbers(labels: Tensor, bound: int) -> bool:
+    """Whether labels can be seen to be whole numbers of less than `bound`, without regard to the sign. Only for CPU tensors."""
+    if not readable(labels) or labels.is_floating_point():
+        return False
+    low, high = torch.aminmax(labels.long())
+    return -bound < int(low) and int(high) < bound
+
+
 def probabilities(name: str, input: Tensor) -> None:
     """Raise for a number that is not in [0, 1]. Only for CPU tensors."""
-    if _readable(input) and input.is_floating_point():
+    if readable(input) and input.is_floating_point():
         low, high = torch.aminmax(input.detach())
         if not (low >= 0 and high <= 1):
             raise RuntimeError(f"{name}: all elements of input should be between 0 and 1, got {float(low)} to {float(high)}")
@@ -317,7 +325,7 @@ def probabilities(name: str, input: Tensor) -> None:
 
 def corners_in_order(name: str, boxes: Tensor) -> None:
     """Assert that x1 <= x2 and y1 <= y2. Only for CPU tensors."""
-    if not _readable(boxes) or boxes.shape[-1] != 4:
+    if not readable(boxes) or boxes.shape[-1] != 4:
         return
     low, high = boxes.detach()[..., :2], boxes.detach()[..., 2:]
     for axis, letter in enumerate("xy"):
@@ -327,7 +335,7 @@ def corners_in_order(name: str, boxes: Tensor) -> None:
 
 def not_negative(name: str, argument: str, tensor: Tensor) -> None:
     """Raise for a negative number. Only for CPU tensors."""
-    if _readable(tensor) and tensor.detach().amin() < 0:
+    if readable(tensor) and tensor.detach().amin() < 0:
         raise ValueError(f"{name}: {argument} has negative entry/entries")
 
 
@@ -351,9 +359,12 @@ def _index_target(name: str, soft_targets: bool, shape: torch.Size, target: Tens
 
 def labels_in_range(name: str, target: Tensor, classes: int, ignore_index: int | None) -> None:
     """Raise IndexError for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
-    if not _readable(target):
+    if not readable(target):
         return
     target = target.long()  # to compare with numbers that a narrow dtype does not have
+    low, high = torch.aminmax(target)
+    if low >= 0 and high < classes:
+        return
     bad = (target < 0) | (target >= classes)
     if ignore_index is not None:
         bad &= target != ignore_index

@@ -4,7 +4,8 @@ The score of row i of `a` and row j of `b` is::
 
     s_ij = transform(scale * a_i . b_j + row_bias_i + column_bias_j)
 
-which covers dot products, cosines of normalised rows, and Euclidean distances, whose biases are the squared norms. A :class:`Term` asks
+which covers dot products, cosines of normalised rows, and Euclidean distances, whose biases are the squared norms; rows are normalised and
+norms taken here, with a gradient that is written out (:func:`prepared`). A :class:`Term` asks
 for one statistic a row, or a column, over some of the pairs: the sum, the log-sum-exp or the maximum of a functor of the score. All terms
 of a call share one sweep over tiles of scores; the backward sweep computes the tiles again. Losses are a few lines of plain torch over
 these statistics, and what a second stage needs of the first (the log-sum-exp of the negatives, say) goes into the next call as the
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._backends import choose
+from ._checks import small_numbers
 from .engine import accumulate_dtype, define, fast_apply, formula_backward, without_autocast
 
 REDUCES = ("sum", "lse", "max")
@@ -34,6 +36,8 @@ TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
 CONSTANTS = 4  # of a functor
 MOST_TERMS = 4  # of a call
 MEMORY_BUDGET = 2**26  # bytes
+LEAST_NORM = 1e-12  # that a row is divided by
+EXACT = 2**24  # whole numbers below this are floats
 
 
 def _affine(s: Tensor, c: Sequence[float], p: Tensor | float, q: Tensor | float) -> Tensor:
@@ -93,6 +97,8 @@ class Scores(NamedTuple):
         scale: of the dot product.
         transform: one of :data:`TRANSFORMS`: "clamp" is max(x, 0), "sqrt" its square root, "softcap" ``cap * tanh(x / cap)``.
         cap: of "softcap".
+        unit: whether rows are divided by their norms first, or by 1e-12 where that is more.
+        euclidean: whether rows are moved to have the centre of `a` at 0 first, and their squared norms are the biases.
     """
 
     a: Tensor
@@ -102,6 +108,8 @@ class Scores(NamedTuple):
     scale: float = 1.0
     transform: str = "none"
     cap: float = 1.0
+    unit: bool = False
+    euclidean: bool = False
 
 
 class Term(NamedTuple):
@@ -203,8 +211,85 @@ def formula(
     return _reduced(settings, score_matrix(given), row_label, column_label, codes, params)
 
 
+class Preparation(NamedTuple):
+    """What is done to rows before they are multiplied: see :class:`Scores`; and whether a set that is compared with itself is given as two,
+    as kernels take the pairs of one set to be symmetric."""
+
+    unit: bool
+    euclidean: bool
+    apart: bool
+
+    def rows(
+        self, a: Tensor, b: Tensor | None, row_bias: Tensor | None, column_bias: Tensor | None, backend: str = "eager",
+        centre_of: Callable[[Tensor], Tensor | float] | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """Both sets and biases as they are multiplied and added; on a compiled backend without a gradient."""
+        if any(self):
+            wide = accumulate_dtype(a.dtype)
+            a, b = a.to(wide), None if b is None else b.to(wide)
+        if backend == "cpu" and (self.unit or self.euclidean):
+            a, squares, centre = _PREPARE["cpu"](a, self.unit, self.euclidean, None, LEAST_NORM)
+            row_bias = squares if self.euclidean else row_bias
+            if b is not None:
+                b, squares, _ = _PREPARE["cpu"](b, self.unit, self.euclidean, centre if self.euclidean else None, LEAST_NORM)
+                column_bias = squares if self.euclidean else column_bias
+            return (a, a, row_bias, row_bias) if self.apart else (a, b, row_bias, column_bias)
+        if self.unit:
+            a, b = _unit(a), None if b is None else _unit(b)
+        if self.euclidean:
+            mean = (lambda x: x.mean(0) if len(x) else 0.0) if centre_of is None else centre_of
+            centre = mean(a.detach())
+            a, b = a - centre, None if b is None else b - centre
+            row_bias, column_bias = a.square().sum(1), None if b is None else b.square().sum(1)
+        return (a, a, row_bias, row_bias) if self.apart else (a, b, row_bias, column_bias)
+
+    def wanted(self, need: Sequence[bool]) -> list[bool]:
+        """Which gradients of what :meth:`rows` gives are needed for those of what it takes."""
+        sets, biases = ([two[0]] * 2 if self.apart else two for two in (need[:2], need[2:4]))
+        return [*sets, *(bias or self.euclidean and rows for bias, rows in zip(biases, sets))]
+
+    def gradients(
+        self, given: Sequence[Tensor | None], ready: Sequence[Tensor | None], by: Sequence[Tensor | None], need: Sequence[bool], backend: str
+    ) -> list[Tensor | None]:
+        """Gradients `by` what :meth:`rows` gives as those of what it takes."""
+        a, b, row_bias, column_bias = by[:4]
+        if self.apart:
+            a, row_bias = (None if x is None else x + y for x, y in ((a, b), (row_bias, column_bias)))
+            b = column_bias = None
+        if self.unit or self.euclidean:
+            a, b = (None if g is None else self._gradient(given[k], ready[k], g, bias, backend)
+                    for k, (g, bias) in enumerate(((a, row_bias), (b, column_bias))))
+        found = [a, b, row_bias, column_bias]
+        return [grad.to(t.dtype) if wanted and grad is not None else None for grad, t, wanted in zip(found, given, need)]
+
+    def _gradient(self, rows: Tensor, ready: Tensor, grad: Tensor, by_bias: Tensor, backend: str) -> Tensor:
+        if backend == "cpu":
+            return _PREPARE_BACKWARD["cpu"](rows.to(grad.dtype), ready, grad, by_bias if self.euclidean else None, self.unit, LEAST_NORM)
+        if self.euclidean:
+            grad = grad.addcmul(ready, by_bias.unsqueeze(1), value=2)
+        if self.unit:
+            rows = rows.to(grad.dtype)
+            norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            held = norm.clamp_min(LEAST_NORM)
+            unit = rows / held
+            along = torch.where(norm < LEAST_NORM, 0.0, (grad * unit).sum(1, keepdim=True))
+            grad = grad.addcmul(along, unit, value=-1) / held
+        return grad
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(LEAST_NORM)
+
+
+def prepared(scores: Scores, centre_of: Callable[[Tensor], Tensor | float] | None = None) -> Scores:
+    """The same scores of rows that need nothing done to them; `centre_of` gives the point that they are moved by, None for their mean."""
+    how = Preparation(scores.unit, scores.euclidean, False)
+    return Scores(*how.rows(*scores[:4], centre_of=centre_of), scores.scale, scores.transform, scores.cap)
+
+
 def score_matrix(scores: Scores) -> Tensor:
     """The score of every pair, (N, M), in the dtype that sums are kept in."""
+    scores = prepared(scores)
     wide = accumulate_dtype(scores.a.dtype)
     x = scores.a.to(wide)
     y, column_bias = (x, scores.row_bias) if scores.b is None else (scores.b.to(wide), scores.column_bias)
@@ -281,45 +366,61 @@ _BACKWARD = define(
 )
 
 
+_PREPARE = define(
+    "pair_prepare", "(Tensor rows, bool unit, bool euclidean, Tensor? centre, float least) -> (Tensor prepared, Tensor squares, Tensor centre)",
+    lambda rows, unit, euclidean, *_: (
+        torch.empty_like(rows), rows.new_empty(rows.shape[0] if euclidean else 0), rows.new_empty(rows.shape[1] if euclidean else 0)
+    ),
+)
+_PREPARE_BACKWARD = define(
+    "pair_prepare_backward", "(Tensor rows, Tensor prepared, Tensor by, Tensor? by_squares, bool unit, float least) -> Tensor",
+    lambda rows, *_: torch.empty_like(rows),
+)
+
+
 class _Pair(torch.autograd.Function):
     """The statistics and their gradient on a compiled backend. Not for torch.func: there the formula runs."""
 
     @staticmethod
-    def forward(ctx, backend, settings, memory_budget, *inputs):
-        fixed, params = inputs[:7], inputs[7:]
-        found = _FORWARD[backend](*fixed, list(params), *settings)
+    def forward(ctx, backend, settings, memory_budget, how, *inputs):
+        found = _FORWARD[backend](*how.rows(*inputs[:4], backend), *inputs[4:7], list(inputs[7:]), *settings)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(out for k, out in enumerate(found) if k % 2 or settings.terms[2 * k + 1] == REDUCES.index("max")))
         ctx.save_for_backward(*inputs, *found[::2])
-        ctx.plan = backend, settings, memory_budget
+        ctx.plan = backend, settings, memory_budget, how
         return tuple(found)
 
     @staticmethod
     def backward(ctx, *grads):
-        backend, settings, memory_budget = ctx.plan
+        backend, settings, memory_budget, how = ctx.plan
         terms = len(settings.terms) // 4
         inputs, statistics = ctx.saved_tensors[:-terms], ctx.saved_tensors[-terms:]
-        need, grads = ctx.needs_input_grad[3:], grads[::2]
+        need, grads = ctx.needs_input_grad[4:], grads[::2]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            run = lambda *given: formula(settings, *given)[::2]  # noqa: E731
-            return None, None, None, *formula_backward(run, inputs, need, grads)
+            run = lambda *given: formula(settings, *how.rows(*given[:4]), *given[4:])[::2]  # noqa: E731
+            return None, None, None, None, *formula_backward(run, inputs, need, grads)
         if all(grad is None for grad in grads):
-            return (None,) * (3 + len(inputs))
-        want = [*need[:4], *need[7:]]
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
-        found = iter(
-            _BACKWARD[backend](grads, list(statistics), *inputs[:7], list(inputs[7:]), *settings, want, memory_budget)
+            return (None,) * (4 + len(inputs))
+        ready, grads = how.rows(*inputs[:4], backend), [None if grad is None else grad.contiguous() for grad in grads]
+        want = [*how.wanted(need[:4]), *need[7:]]
+        found = _BACKWARD[backend](
+            grads, list(statistics), *ready, *inputs[4:7], list(inputs[7:]), *settings, want, memory_budget
         )
         by = [grad if wanted else None for grad, wanted in zip(found, want)]
-        return None, None, None, *by[:4], None, None, None, *by[4:]
+        by[:4] = how.gradients(inputs, ready, by, need, backend)
+        return None, None, None, None, *by[:4], None, None, None, *by[4:]
 
 
 _apply = fast_apply(_Pair)
 
 
 def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values from the host."""
-    every = rows if columns is None else torch.cat([rows, columns])
+    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values from the host, but on CPUs,
+    where small whole numbers stay as they are, as labels of `dtype` do anywhere."""
+    both = (rows,) if columns is None else (rows, columns)
+    if all(t.dtype == dtype or small_numbers(t, EXACT) for t in both):
+        return rows.to(dtype), None if columns is None else columns.to(dtype)
+    every = torch.cat(both)
     if every.numel() == 0:
         return rows.to(dtype), None if columns is None else columns.to(dtype)
     ordered, order = every.sort()
@@ -368,15 +469,13 @@ def pair_statistics(
         if column_label is None and scores.b is not None:
             column_label = row_label
     biases, params = ([None if t is None else t.to(wide) for t in some] for some in ((scores.row_bias, scores.column_bias), params))
+    how = Preparation(scores.unit, scores.euclidean, codes is not None and scores.b is None)
     inputs = (scores.a, scores.b, *biases, row_label, column_label, codes, *params)
     if backend == "eager":
-        found = formula(settings, *inputs)
+        found = formula(settings, *how.rows(*inputs[:4]), *inputs[4:])
     else:
-        if codes is not None and scores.b is None:  # kernels take the pairs of one set to be symmetric, which codes need not be
-            both = scores.a.to(wide)  # so that the two gradients are added before they are rounded
-            inputs = (both, both, biases[0], biases[0], *inputs[4:])
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
-        found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), *inputs)
+        found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), how, *inputs)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 
@@ -405,32 +504,12 @@ def matrix_statistics(
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 
-def dot(a: Tensor, b: Tensor | None) -> Scores:
-    """Scores ``a_i . b_j``."""
-    return Scores(a, b)
-
-
-def normalised(x: Tensor, eps: float = 1e-12) -> Tensor:
+def normalised(x: Tensor, eps: float = LEAST_NORM) -> Tensor:
     """Rows of norm 1, in the accumulation dtype; rows shorter than `eps` are divided by `eps`."""
     return F.normalize(x.to(accumulate_dtype(x.dtype)), dim=1, eps=eps)
 
 
-def cosine(a: Tensor, b: Tensor | None) -> Scores:
-    """Scores ``a_i . b_j / (|a_i| |b_j|)``."""
-    return Scores(normalised(a), None if b is None else normalised(b))
-
-
-def centre_of(x: Tensor) -> Tensor | float:
-    """The mean of the rows, without a gradient."""
-    return x.mean(0) if x.shape[0] else 0.0
-
-
-def euclidean(a: Tensor, b: Tensor | None, squared: bool = False, centre_of: Callable[[Tensor], Tensor | float] = centre_of) -> Scores:
-    """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0."""
-    wide = accumulate_dtype(a.dtype)
-    centre = centre_of(a.detach().to(wide))
-    x = a.to(wide) - centre
-    y = None if b is None else b.to(wide) - centre
-    return Scores(
-        x, y, x.square().sum(1), None if y is None else y.square().sum(1), -2.0, "clamp" if squared else "sqrt"
-    )
+def euclidean(a: Tensor, b: Tensor | None, squared: bool = False, unit: bool = False) -> Scores:
+    """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0, of rows divided by
+    their norms if `unit`."""
+    return Scores(a, b, scale=-2.0, transform="clamp" if squared else "sqrt", unit=unit, euclidean=True)

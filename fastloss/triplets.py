@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._backends import choose
 from .engine import define, fast_apply, formula_backward
+from .pair import dense_labels
 
 
 def formula(near: Tensor, row_label: Tensor, column_label: Tensor, skip: int | None, margin: float) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def formula(near: Tensor, row_label: Tensor, column_label: Tensor, skip: int | N
 _SUMS = define(
     "triplet_sums",
     "(Tensor near, Tensor row_label, Tensor column_label, int? skip, float margin) -> (Tensor total, Tensor count, Tensor grad)",
-    lambda near, row_label, *_: (near.new_empty((), dtype=torch.float64), row_label.new_empty(()), torch.empty_like(near)),
+    lambda near, row_label, *_: (near.new_empty((), dtype=torch.float64), near.new_empty((), dtype=torch.int64), torch.empty_like(near)),
 )
 
 
@@ -71,11 +72,12 @@ def triplet_sums(
     Args:
         name: of the loss, for messages.
         near: (N, M), float32 or float64; the smaller the nearer.
-        row_label: (N,) int64.
-        column_label: (M,) int64.
+        row_label: (N,), of any dtype.
+        column_label: (M,), the same.
         skip: leave out positives with ``column - row == skip``; None for none.
         margin: added to each difference.
     """
     if choose(name, None, near)[0] != "cpu":
         return formula(near, row_label, column_label, skip, margin)
+    row_label, column_label = dense_labels(row_label, column_label, near.dtype)
     return _apply(near.contiguous(), row_label.contiguous(), column_label.contiguous(), skip, float(margin))

@@ -16,9 +16,11 @@ from checkout import ROOT
 from rich.console import Console
 
 from bench import __main__ as command
-from bench import report, rivals, scaling, worker
-from bench.workloads import WORKLOADS, Workload
-from fastloss.oracle import check
+from bench import metric, report, rivals, scaling, worker
+from bench.metric import METRIC, MetricWorkload
+from bench.workload import Workload
+from bench.workloads import WORKLOADS
+from fastloss.oracle import Mismatch, check
 from fastloss.registry import LOSSES
 
 ENGINE = None
@@ -37,13 +39,21 @@ def test_every_loss_is_timed(loss):
 def test_both_sides_compute_the_same(name):
     workload = WORKLOADS[name]
     small = replace(workload, shape=(30,) if len(workload.shape) == 1 else (12, *workload.shape[1:2], *(2 for _ in workload.shape[2:])))
-    check(replace(small.check_case(), shape=small.shape))
+    of_metric = isinstance(workload, MetricWorkload)
+    if of_metric:
+        small.verify()
+    else:
+        check(replace(small.check_case(), shape=small.shape))
+    if workload.loss in ("AngularLoss", "P2SGradLoss"):  # there rows or weights are normalised in place, outside the gradient
+        return
     input, *others = small.tensors()
-    assert workload.about.engine != "row" or others[0].is_floating_point() == workload.soft
+    assert of_metric or workload.about.engine != "row" or others[0].is_floating_point() == workload.soft
     sides = [worker._step(call, input.clone().requires_grad_(), others, small.inplace) for call in (small.our_call, small.rival_call)]
     flat = torch.cat([grad.flatten().float() for side in sides for grad in (side if isinstance(side, tuple) else (side,))])
     largest = max(1.0, float(flat.abs().max()))
     half = workload.dtype == "bfloat16"  # torch rounds more than once on the way
+    if of_metric:
+        flat, half = flat * 100, False  # thresholds of float32 scores
     rough = {"rtol": 0.05 if half else 1.3e-6, "atol": (4e-3 if half else 1e-5) * largest}
     torch.testing.assert_close(*sides, **rough)
     assert torch.equal(small.tensors()[0], input)
@@ -129,6 +139,46 @@ def test_geometric_mean_of_the_element_wise_losses():
     assert family["losses"] == len(names) and 3.9 < family["speedup_eager"] < 4.2 and family["met"]
     assert "target 3x: met" in report.family_line(family)
     assert report.families(rows[:3]) == []
+
+
+def test_losses_of_metric(monkeypatch, capsys):
+    """All of them are timed at one size, skipped where there is nothing to compare with, and a wrong one is seen."""
+    rows = [{"name": f"metric {n} fp32 128x128", "loss": n, "dtype": "float32", "speedup_eager": 3.0} for n in METRIC]
+    assert all(row["name"] in WORKLOADS for row in rows)
+    (family,) = report.families(rows)
+    assert family["losses"] == len(METRIC) and report.family_line(family).startswith("Losses of fastloss.metric, float32, 128 x 128: 30 losses")
+    workload = WORKLOADS["metric CosFaceLoss fp32 128x128"]
+    assert workload.flops == 6 * 128 * 128 * 16 and WORKLOADS["metric SupConLoss fp32 2048x512"].flops == 3 * 2048 * 2048 * 512
+    step = worker._step(workload.our_call, workload.tensors()[0].requires_grad_(), workload.tensors()[1:], False)
+    assert [tuple(grad.shape) for grad in step] == [(128, 128), (128, 16)] and workload.rival.startswith("pytorch-metric-learning 2")
+    monkeypatch.setattr(MetricWorkload, "our_call", property(lambda self: lambda *given: self._module(metric.losses)(*given) + 1e-3))
+    with pytest.raises(Mismatch, match="CosFaceLoss"):
+        workload.verify()
+    monkeypatch.setattr(metric.importlib.util, "find_spec", lambda name: None)
+    assert command.main(["--case", "metric CosFaceLoss"]) == 0
+    assert "skipped 1 workloads: pytorch-metric-learning is not installed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_capacity(monkeypatch):
+    """Timed a few times without a rival, and only when asked for."""
+    large = next(name for name, workload in WORKLOADS.items() if workload.capacity and isinstance(workload, MetricWorkload))
+    small = replace(WORKLOADS[large], shape=(64, 128))
+    timed = worker.measure_time(small, 9, False)
+    assert list(timed["sides"]) == ["ours"] and timed["sides"]["ours"]["repeats"] == worker.FEW
+    row = report.row(small, CHECKED, timed, {"ours": 10**6}, False)
+    assert row["speedup_eager"] is None and row["rival"] == "" and "1" in str(report.table([row]).columns[-3]._cells)
+    asked = []
+
+    def measure(kind, name, *options, huge_pages=False):
+        asked.append(name)
+        return {"wrong": "no", "backend": "cpu", "reason": ""}
+
+    monkeypatch.setattr(command, "measure", measure)
+    command.main([])
+    assert asked and not any(WORKLOADS[name].capacity for name in asked)
+    asked.clear()
+    command.main(["--capacity"])
+    assert asked == [name for name, workload in WORKLOADS.items() if workload.capacity]
 
 
 def test_smaller_has_no_targets():

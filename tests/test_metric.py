@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastloss
 from fastloss.metric import blocks, distances, losses, reducers, table
+from fastloss.metric.pairing import without_lists
 from fastloss.metric.utils import loss_and_miner_utils as lmu
 from fastloss.oracle import Recorder
 
@@ -83,7 +84,8 @@ def test_kernels_of_every_backend(name, compiled):
     """They run, and give what is right."""
     with fastloss.use_backend(compiled), Recorder() as recorder:
         compare(name, table.LOSSES[name].options[0], "distinct" if name == "InstanceLoss" else "mixed", "labels")
-    assert set(recorder.ops) == {f"pair_forward.{compiled}", f"pair_backward.{compiled}"}
+    ops = {op for op in recorder.ops if not op.startswith("pair_prepare")}
+    assert ops == {f"pair_forward.{compiled}", f"pair_backward.{compiled}"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -170,19 +172,47 @@ def test_vicreg():
             losses.VICRegLoss(**{part: distances.LpDistance()})
 
 
-@pytest.mark.parametrize("name", ("SupConLoss", "MultiSimilarityLoss", "CircleLoss", "GeneralizedLiftedStructureLoss"))
+# The others weigh rows by how often they are listed, or take no list.
+BY_PAIRS = ("AngularLoss", "CircleLoss", "ContrastiveLoss", "GeneralizedLiftedStructureLoss", "HistogramLoss", "IntraPairVarianceLoss",
+            "LiftedStructureLoss", "MarginLoss", "MultiSimilarityLoss", "NPairsLoss", "NTXentLoss", "SignalToNoiseRatioContrastiveLoss",
+            "SupConLoss", "ThresholdConsistentMarginLoss", "TripletMarginLoss", "TupletMarginLoss")
+
+
+@pytest.mark.parametrize("name", BY_PAIRS)
 def test_labels_and_indices_give_the_same_bits(name, runs_on):
     x, r = torch.randn(50, 33), torch.randn(57, 33)
     y, ry = torch.randint(0, 20, (50,)), torch.randint(0, 20, (57,))
     loss = table.build(name)
-    for references in ((None, None), (r, ry)):
-        listed = lmu.get_all_pairs_indices(y, references[1])
-        by_labels, by_indices = value_and_gradients(loss, x, y, None, *references), value_and_gradients(loss, x, y, listed, *references)
-        assert torch.equal(by_labels[0], by_indices[0])
-        if runs_on == "eager" or references[0] is not None:  # kernels go through a set compared with itself in another way
+    for references in ((None, None), (r, ry))[: 1 + table.LOSSES[name].references]:
+        listed = [lmu.get_all_pairs_indices(y, references[1])]
+        if name in ("MarginLoss", "TripletMarginLoss"):
+            listed.append(lmu.get_all_triplets_indices(y, references[1]))
+        by_labels = value_and_gradients(loss, x, y, None, *references)
+        assert by_labels[1][0].any()
+        for indices in listed:
+            by_indices = value_and_gradients(loss, x, y, indices, *references)
+            assert torch.equal(by_labels[0], by_indices[0])
             assert all(torch.equal(a, b) for a, b in zip(by_labels[1], by_indices[1]))
-        else:
-            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(by_labels[1], by_indices[1]))
+
+
+def test_what_lists_everything():
+    """Only all pairs or triplets, each once and in order, are what labels say."""
+    y, ry = torch.tensor([3, 1, 3, 1, 1, 7]), torch.tensor([1, 7, 7, 3])
+    for others in (None, ry):
+        pairs, triplets = lmu.get_all_pairs_indices(y, others), lmu.get_all_triplets_indices(y, others)
+        assert without_lists(pairs, y, others) is None and without_lists(triplets, y, others, triplets=True) is None
+        assert without_lists(triplets, y, others) is triplets
+        a1, p, a2, n = pairs
+        twice = torch.cat([a1[:1], a1[:-1]]), torch.cat([p[:1], p[:-1]])
+        for some in ((a1[1:], p[1:], a2, n), (a1, p, a2[:-1], n[:-1]), (*twice, a2, n), (a1.flip(0), p.flip(0), a2, n), (a1, p, a2, n.roll(1)),
+                     (a2[: len(a1)], n[: len(a1)], a2, n), (a1, p, *(torch.arange(len(a2)) % 3 for _ in range(2)))):
+            assert without_lists(some, y, others) is some
+        for some in (tuple(t[1:] for t in triplets), (triplets[0], triplets[1], triplets[2].roll(1)), tuple(t.flip(0) for t in triplets),
+                     (triplets[0], triplets[2], triplets[1])):
+            assert without_lists(some, y, others, triplets=True) is some
+    a1, p, a2, n = lmu.get_all_pairs_indices(y)
+    own = a1, torch.cat([a1[:1], p[1:]]), a2, n
+    assert without_lists(own, y, None) is own
 
 
 LISTING = ("AngularLoss", "DynamicSoftMarginLoss")

@@ -89,12 +89,14 @@ def test_derivatives():
     near.requires_grad_()
     run = lambda x: triplet_sums("triplets", x, row_label, column_label, 0, 0.3)[0]  # noqa: E731
     assert gradcheck(run, near) and gradgradcheck(run, near)
-    torch.library.opcheck(torch.ops.fastloss.triplet_sums.cpu, (near.detach(), row_label, column_label, 0, 0.3))
+    labels = row_label.to(near.dtype), column_label.to(near.dtype)
+    torch.library.opcheck(torch.ops.fastloss.triplet_sums.cpu, (near.detach(), *labels, 0, 0.3))
 
 
 def test_wrong_arguments():
     near, row_label, column_label = call(4, 7, 2)
-    with pytest.raises(RuntimeError, match=r"labels must be contiguous int64 \(7\), got Long\[4\]"):
+    row_label, column_label = row_label.to(near.dtype), column_label.to(near.dtype)
+    with pytest.raises(RuntimeError, match=r"labels must be contiguous Double \(7\), got Double\[4\]"):
         torch.ops.fastloss.triplet_sums.cpu(near, row_label, row_label, None, 0.1)
     with pytest.raises(RuntimeError, match="scores must be contiguous float32 or float64"):
         torch.ops.fastloss.triplet_sums.cpu(near.t(), column_label, row_label, None, 0.1)

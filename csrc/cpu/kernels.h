@@ -91,6 +91,17 @@ void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, con
 // Rows to columns, and to += scale * from; of numbers of the accumulation type.
 void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
 void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
+// Of `count` rows: norms that are at least `least`, of rows made `unit`, less `centre` if there is one; `squares` of what they became.
+void pair_prepare(Scalar, const void* rows, int64_t count, int64_t features, bool unit, const void* centre, double least, void* to,
+                  void* squares);
+// The gradient of rows, `by` them as prepared, of which `by_squares` has a gradient too where it is given.
+void pair_prepare_backward(Scalar, const void* rows, const void* prepared, const void* by, const void* by_squares, int64_t count,
+                           int64_t features, bool unit, double least, void* to);
+// Dot products of listed rows, and to[listed rows] by weights: row r of `to` from entries order[begin[r]] to order[begin[r + 1]].
+void pair_listed(Scalar, const void* a, const void* b, const int64_t* i, const int64_t* j, int64_t begin, int64_t end, int64_t features,
+                 void* to);
+void pair_listed_backward(Scalar, const void* other, const int64_t* j, const void* weight, const int64_t* order, const int64_t* from,
+                          int64_t begin, int64_t end, int64_t features, void* to);
 
 // The divergence engine's is cut into ranges of rows.
 void divergence_forward(const DivergenceCall&, Scalar, int functor, int64_t begin, int64_t end);
@@ -127,6 +138,10 @@ struct Kernels {
   decltype(&kernel::pair_backward) pair_backward;
   decltype(&kernel::pair_turn) pair_turn;
   decltype(&kernel::pair_add) pair_add;
+  decltype(&kernel::pair_prepare) pair_prepare;
+  decltype(&kernel::pair_prepare_backward) pair_prepare_backward;
+  decltype(&kernel::pair_listed) pair_listed;
+  decltype(&kernel::pair_listed_backward) pair_listed_backward;
   decltype(&kernel::triplets) triplets;
   decltype(&kernel::divergence_forward) divergence_forward;
   decltype(&kernel::divergence_backward) divergence_backward;

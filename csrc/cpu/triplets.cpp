@@ -19,12 +19,15 @@ struct Triplets {
   using V = Vectorized<T>;
 
   const TripletsCall& c;
+  const T *row_label, *column_label;
   std::vector<T> negative;  // the row's scores, infinite where the label is the row's
   std::vector<int64_t> positive;
   std::vector<std::pair<T, int64_t>> below, limits;
   std::vector<int64_t> beyond;
 
-  explicit Triplets(const TripletsCall& call) : c(call), negative(call.columns) {}
+  explicit Triplets(const TripletsCall& call)
+      : c(call), row_label(static_cast<const T*>(call.row_label)), column_label(static_cast<const T*>(call.column_label)),
+        negative(call.columns) {}
 
   void row(int64_t i) {
     const T* near = static_cast<const T*>(c.near) + i * c.columns;
@@ -33,7 +36,7 @@ struct Triplets {
     positive.clear();
     bool ordered = true;
     for (int64_t j = 0; j < c.columns; ++j) {
-      const bool same = c.row_label[i] == c.column_label[j];
+      const bool same = row_label[i] == column_label[j];
       negative[j] = same ? kInf<T> : near[j];
       ordered &= !std::isnan(near[j]);
       if (same && !(c.skips && j - i == c.skip)) positive.push_back(j);
@@ -77,7 +80,7 @@ struct Triplets {
     below.clear();
     limits.clear();
     for (int64_t j = 0; j < c.columns; ++j) {
-      if (c.row_label[i] != c.column_label[j]) below.emplace_back(near[j], j);
+      if (row_label[i] != column_label[j]) below.emplace_back(near[j], j);
     }
     for (const int64_t p : positive) limits.emplace_back(near[p] + static_cast<T>(c.margin), p);
     std::sort(below.begin(), below.end());

@@ -14,9 +14,9 @@ std::tuple<Tensor, Tensor, Tensor> triplet_sums(const Tensor& near, const Tensor
   TORCH_CHECK(near.dim() == 2 && near.is_contiguous() && (near.scalar_type() == at::kFloat || near.scalar_type() == at::kDouble),
               "triplets: scores must be contiguous float32 or float64 (N, M), got ", near.scalar_type(), near.sizes());
   const auto labels = [&](const Tensor& t, int64_t size) {
-    TORCH_CHECK(t.scalar_type() == at::kLong && t.is_contiguous() && t.dim() == 1 && t.size(0) == size,
-                "triplets: labels must be contiguous int64 (", size, "), got ", t.scalar_type(), t.sizes());
-    return t.const_data_ptr<int64_t>();
+    TORCH_CHECK(t.scalar_type() == near.scalar_type() && t.is_contiguous() && t.dim() == 1 && t.size(0) == size,
+                "triplets: labels must be contiguous ", near.scalar_type(), " (", size, "), got ", t.scalar_type(), t.sizes());
+    return t.const_data_ptr();
   };
   TripletsCall call{};
   call.near = near.const_data_ptr();

@@ -126,11 +126,18 @@ def info_nce_loss(
         return over_group("contrastive", "info_nce", group, query, key, negatives, temperature, negative_mode, reduction, backend)
     name = "info_nce"
     dtype, (q, k, n) = info_nce_sets(query, key, negatives, negative_mode, reduction, backend)
+    if n is None:
+        t = factor(name, "temperature", temperature, q)
+        learned = isinstance(t, Tensor)
+        scores = Scores(normalised(q) / t, normalised(k)) if learned else Scores(q, k, scale=1 / t, unit=True)
+        row = torch.arange(len(q), dtype=q.dtype, device=q.device)
+        negative, own = pair_statistics(
+            name, scores, [Term("lse", "negative"), Term("sum", "positive")], labels=(row, row), backend=backend
+        )
+        return reduced(softplus(negative.value - own.value), reduction, dtype)
     (q, scale), k = tempered(name, normalised(q), temperature), normalised(k)
     positive = (q * k).sum(1) * scale
-    if n is None:
-        others = pair_statistics(name, Scores(q, k, scale=scale), [Term("lse")], skip=0, backend=backend)[0].value
-    elif negative_mode == "paired":
+    if negative_mode == "paired":
         others = torch.logsumexp(scale * (q.unsqueeze(1) * normalised(n.flatten(0, 1)).view(n.shape)).sum(2), 1)
     else:
         others = pair_statistics(name, Scores(q, normalised(n), scale=scale), [Term("lse")], backend=backend)[0].value

@@ -322,7 +322,7 @@ def yolov12_detection_loss(
         cls = torch.where(valid.any(), cls, 0.0)
 
     # Where values may be looked at, only points with an object; elsewhere all, the others with a weight of 0.
-    rows = (index >= 0).flatten().nonzero().squeeze(1) if _checks._readable(input) else None
+    rows = (index >= 0).flatten().nonzero().squeeze(1) if _checks.readable(input) else None
     near, weight, truth, points, stride = (
         t.flatten(0, 1) if rows is None else t.flatten(0, 1).index_select(0, rows)
         for t in (distances, weight, objects.gather(1, place.unsqueeze(2).expand(-1, -1, 4)), points.expand(len(input), -1, -1),

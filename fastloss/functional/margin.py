@@ -80,7 +80,7 @@ def _in_range(name: str, target: Tensor, least: int, classes: int) -> None:
     """Raise for a label that no class has. Only for CPU tensors, where reading one costs no synchronisation."""
     if target.dtype != torch.int64:
         raise RuntimeError(f"{name}: expected target of dtype Long, but got {target.dtype}")
-    if _checks._readable(target):
+    if _checks.readable(target):
         low, high = torch.aminmax(target)
         if low < least or high >= classes:
             raise RuntimeError(f"{name}: target is out of range: wanted {least} <= target < {classes}, got {int(low)} to {int(high)}")

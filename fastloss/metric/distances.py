@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import accumulate_dtype
-from ..pair import Scores, centre_of, dot, euclidean
+from ..pair import Scores, euclidean
 from .utils.module_with_records import ModuleWithRecords
 
 __all__ = ["BaseDistance", "BatchedDistance", "CosineSimilarity", "DotProductSimilarity", "LpDistance", "SNRDistance"]
@@ -63,11 +63,8 @@ class BaseDistance(ModuleWithRecords):
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no pairwise_distance")
 
-    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
-        """What the pair engine computes this distance from, `ref` None for the queries themselves; None where it cannot.
-
-        `centre_of` gives the point that rows may be moved by so that they lie around 0, which changes nothing but rounding.
-        """
+    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
+        """What the pair engine computes this distance from, `ref` None for the queries themselves; None where it cannot."""
         return None
 
     def smallest_dist(self, *args, **kwargs):
@@ -94,10 +91,12 @@ class BaseDistance(ModuleWithRecords):
         """The p-norm of `embeddings`."""
         return torch.norm(embeddings, p=self.p, dim=dim, **kwargs)
 
-    def _rows(self, query: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Both sets in the dtype that sums are kept in, normalised if this distance does that."""
+    def _rows(self, query: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+        """Both sets, and whether the engine has to normalise them; other norms than it knows are taken here."""
+        if self.p == 2 or not self.normalize_embeddings:
+            return query, ref, self.normalize_embeddings
         wide = accumulate_dtype(query.dtype)
-        return self.maybe_normalize(query.to(wide)), None if ref is None else self.maybe_normalize(ref.to(wide))
+        return self.normalize(query.to(wide)), None if ref is None else self.normalize(ref.to(wide)), False
 
 
 class LpDistance(BaseDistance):
@@ -117,10 +116,11 @@ class LpDistance(BaseDistance):
         """``|x_i - r_i + 1e-6|_p``."""
         return F.pairwise_distance(query_emb, ref_emb, p=self.p)
 
-    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
+    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
         if type(self) is not LpDistance or self.p != 2 or self.power not in (1, 2):
             return None
-        return euclidean(*self._rows(query, ref), squared=self.power == 2, centre_of=centre_of)
+        rows, ref, unit = self._rows(query, ref)
+        return euclidean(rows, ref, self.power == 2, unit)
 
 
 class DotProductSimilarity(BaseDistance):
@@ -136,8 +136,11 @@ class DotProductSimilarity(BaseDistance):
         """``x_i . r_i``."""
         return (query_emb * ref_emb).sum(dim=1)
 
-    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
-        return dot(*self._rows(query, ref)) if type(self) in (DotProductSimilarity, CosineSimilarity) and self.power == 1 else None
+    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
+        if type(self) not in (DotProductSimilarity, CosineSimilarity) or self.power != 1:
+            return None
+        rows, ref, unit = self._rows(query, ref)
+        return Scores(rows, ref, unit=unit)
 
 
 class CosineSimilarity(DotProductSimilarity):
@@ -165,10 +168,11 @@ class SNRDistance(BaseDistance):
         """``Var_d(x_id - r_id) / Var_d(x_id)``."""
         return (query_emb - ref_emb).var(dim=1, unbiased=True) / query_emb.var(dim=1, unbiased=True)
 
-    def scores(self, query: Tensor, ref: Tensor | None, centre_of: Callable = centre_of) -> Scores | None:
+    def scores(self, query: Tensor, ref: Tensor | None) -> Scores | None:
         if type(self) is not SNRDistance or self.power != 1:
             return None
-        x, y = self._rows(query, query if ref is None else ref)
+        wide = accumulate_dtype(query.dtype)
+        x, y = (self.maybe_normalize(rows.to(wide)) for rows in (query, query if ref is None else ref))
         varies = (x != x[:, :1]).any(1, keepdim=True)  # a mean may be rounded
         x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
         square = x.square().sum(1, keepdim=True)

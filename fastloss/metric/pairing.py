@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engine import formula_backward
-from ..pair import Scores, Statistic, Term, dense_labels, matrix_statistics, pair_statistics, score_matrix, transformed
+from .._checks import readable
+from ..engine import accumulate_dtype
+from ..listed import listed
+from ..matrix import stored_scores
+from ..pair import Statistic, Term, dense_labels, matrix_statistics, pair_statistics, prepared
 from .distances import BaseDistance
 from .utils import loss_and_miner_utils as lmu
 
@@ -16,6 +19,47 @@ from .utils import loss_and_miner_utils as lmu
 def by_labels(labels: Tensor | None, indices_tuple) -> bool:
     """Whether labels alone say which pairs count."""
     return labels is not None and (indices_tuple is None or isinstance(indices_tuple, lmu.Copies))
+
+
+def without_lists(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None, triplets: bool = False):
+    """None for an indices_tuple that lists, in order, just what labels say, so that both forms of a call have the same bits; else the tuple.
+
+    Pairs as :func:`~utils.loss_and_miner_utils.get_all_pairs_indices` gives them and, of losses of `triplets`, triplets as
+    :func:`~utils.loss_and_miner_utils.get_all_triplets_indices` does. Looked at on the CPU only.
+    """
+    if labels is None or indices_tuple is None or isinstance(indices_tuple, lmu.Copies) or not readable(labels):
+        return indices_tuple
+    own = ref_labels is None or ref_labels is labels
+    others = labels if own else ref_labels
+    same = equal_labels(*dense_labels(labels, None if own else ref_labels, torch.float64))
+    number = torch.stack([same - int(own), len(others) - same])
+    if len(indices_tuple) == 4:
+        lists, wanted = (indices_tuple[:2], indices_tuple[2:]), number.sum(1)
+    else:
+        lists, wanted = (indices_tuple,), number.prod(0).sum().reshape(1)
+        if not triplets:
+            return indices_tuple
+    if [len(entries[0]) for entries in lists] != wanted.tolist():
+        return indices_tuple
+    for k, entries in enumerate(lists):
+        place = entries[0]
+        for other in entries[1:]:
+            place = place * len(others) + other
+        equal = [labels[entries[0]] == others[other] for other in entries[1:]]
+        right = (place[1:] > place[:-1]).all() & (equal[0] if k == 0 else ~equal[0]).all()
+        if k == 0 and own:
+            right = right & (entries[0] != entries[1]).all()
+        if len(equal) == 2:
+            right = right & ~equal[1].any()
+        if not right:
+            return indices_tuple
+    return None
+
+
+def equal_labels(labels: Tensor, ref_labels: Tensor | None) -> Tensor:
+    """How many reference rows have each row's label."""
+    ordered = (labels if ref_labels is None else ref_labels).sort().values
+    return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
 
 
 def listed_pairs(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None) -> tuple[Tensor, ...]:
@@ -65,23 +109,26 @@ class PairScores:
         self.rows, self.columns = len(embeddings), len(ref_emb)
         self.own = ref_emb is embeddings
         self._spread = over if self.own else None  # who has rows to compare with
-        centre = {} if self._spread is None else {"centre_of": over.centre}
-        self.scores = distance.scores(embeddings, None if self.own else ref_emb, **centre)
+        self.scores = distance.scores(embeddings, None if self.own else ref_emb)
         if over is not None and self.scores is None:
             raise NotImplementedError(f"{name}: with group a distance that the pair engine knows is wanted, got {type(distance).__name__}")
+        if self._spread is not None:
+            self.scores = prepared(self.scores, over.centre)
         self.matrix = distance(embeddings, ref_emb) if self.scores is None else None
-        self.like = self.scores.a if self.matrix is None else self.matrix
+        self.dtype, self.device = accumulate_dtype(embeddings.dtype), embeddings.device
         self.labels = self.codes = self.skip = None
         if indices_tuple is None or isinstance(indices_tuple, lmu.Copies):
             own = ref_labels is None or ref_labels is labels
             self.labels = labels, None if own else ref_labels
+            if self._spread is None:
+                self.labels = dense_labels(*self.labels, self.dtype)
             self.skip = indices_tuple.offset if indices_tuple is not None else 0 if own else None
         else:
             self.codes = self._codes(lmu.convert_to_pairs(indices_tuple, labels, ref_labels))
 
     def _codes(self, pairs: Sequence[Tensor]) -> Tensor:
         a1, p, a2, n = pairs
-        codes = torch.zeros(self.columns, self.rows, dtype=torch.uint8, device=self.like.device)
+        codes = torch.zeros(self.columns, self.rows, dtype=torch.uint8, device=self.device)
         codes[n, a2] = 2
         if codes.device.type == "cpu" and not torch.compiler.is_compiling() and (codes[p, a1] == 2).any():
             raise AssertionError(f"{self.name}: each pair should be either positive or negative, some are listed as both")
@@ -101,12 +148,11 @@ class PairScores:
         """How many positive and how many negative pairs each row has."""
         if self.codes is not None:
             return (self.codes == 1).sum(0), (self.codes == 2).sum(0)
-        both, columns = self.labels, self.columns
-        if self._spread is not None:
-            both, columns = (both[0], self._spread.concatenated(both[0])), self._spread.count()
-        labels, ref_labels = dense_labels(*both, torch.int64)
-        ordered = (labels if ref_labels is None else ref_labels).sort().values
-        same = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+        if self._spread is None:
+            same, columns = equal_labels(*self.labels), self.columns
+        else:
+            both = dense_labels(self.labels[0], self._spread.concatenated(self.labels[0]), self.dtype)
+            same, columns = equal_labels(*both), self._spread.count()
         return same - int(self.skip is not None), columns - same
 
     def sum(self, values: Tensor) -> Tensor:
@@ -116,38 +162,7 @@ class PairScores:
 
     def constant(self, value: float | Tensor, size: int | None = None) -> Tensor:
         """A parameter that is the same for each row."""
-        return torch.as_tensor(value, dtype=self.like.dtype, device=self.like.device).expand(self.rows if size is None else size)
-
-
-class _ListedDots(torch.autograd.Function):
-    """``a_i . b_j`` of listed i and j, some at a time, so that no copy of all the rows exists."""
-
-    CHUNK = 2**22  # elements of rows that are copied at a time
-
-    @staticmethod
-    def forward(a, b, i, j):
-        step = max(1, _ListedDots.CHUNK // max(a.shape[1], 1))
-        return torch.cat([(a[i[s : s + step]] * b[j[s : s + step]]).sum(1) for s in range(0, max(len(i), 1), step)])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b, i, j = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            need = [*ctx.needs_input_grad[:2], False, False]
-            return tuple(formula_backward(lambda a, b, i, j: [(a[i] * b[j]).sum(1)], (a, b, i, j), need, [grad]))
-        found = [torch.zeros_like(x) if needed else None for x, needed in zip((a, b), ctx.needs_input_grad)]
-        step = max(1, _ListedDots.CHUNK // max(a.shape[1], 1))
-        for s in range(0, len(i), step):
-            row, column, weight = i[s : s + step], j[s : s + step], grad[s : s + step].unsqueeze(1)
-            if found[0] is not None:
-                found[0].index_put_((row,), weight * b[column], accumulate=True)  # index_add_ is not deterministic on GPUs
-            if found[1] is not None:
-                found[1].index_put_((column,), weight * a[row], accumulate=True)
-        return *found, None, None
+        return torch.as_tensor(value, dtype=self.dtype, device=self.device).expand(self.rows if size is None else size)
 
 
 def listed_scores(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -156,21 +171,10 @@ def listed_scores(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor, *
     if scores is None:
         matrix = distance(embeddings, ref_emb)
     elif 4 * sum(len(i) for i, _ in pairs) > len(embeddings) * len(ref_emb):
-        matrix = score_matrix(scores)
+        matrix = stored_scores(type(distance).__name__, scores)
     else:
-        return [_gathered(scores, i, j) for i, j in pairs]
+        return [listed(type(distance).__name__, scores, i, j) for i, j in pairs]
     return [matrix[i, j] for i, j in pairs]
-
-
-def _gathered(scores: Scores, i: Tensor, j: Tensor) -> Tensor:
-    b, column_bias = (scores.a, scores.row_bias) if scores.b is None else (scores.b, scores.column_bias)
-    dots = (scores.a[i] * b[j]).sum(1) if torch.compiler.is_compiling() else _ListedDots.apply(scores.a, b, i, j)
-    found = scores.scale * dots
-    if scores.row_bias is not None:
-        found = found + scores.row_bias[i]
-    if column_bias is not None:
-        found = found + column_bias[j]
-    return transformed(found, scores.transform, scores.cap)
 
 
 def listed_lse(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...engine import without_autocast
 from ..modules import ModuleWithReducerAndDistance
 from ..reducers import reducer_of
 from ..utils import common_functions as c_f
@@ -53,9 +54,8 @@ class BaseMetricLossFunction(ModuleWithReducerAndDistance):
         if labels is not None:
             labels = c_f.to_device(labels, embeddings) if labels.device != embeddings.device else labels
         ref_emb, ref_labels = c_f.set_ref_emb(embeddings, labels, ref_emb, ref_labels)
-        device = embeddings.device.type
-        mixed = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False):
+        mixed = torch.is_autocast_enabled(embeddings.device.type)
+        with without_autocast(embeddings.device):
             loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
             total = self.reducer(loss_dict, embeddings, labels)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...engine import over_group
-from ..pairing import PairScores, by_labels, listed_pairs, listed_scores
+from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, without_lists
 from ..reducers import Sums
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction
@@ -94,6 +94,7 @@ class RowLoss(StatisticLoss):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         if len(embeddings) == 0 and self._over is None:
             return self.zero_losses()
+        indices_tuple = without_lists(indices_tuple, labels, ref_labels)
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
         enough = (pairs.sum(positive) > 1) | (pairs.sum(negative) > 1)
@@ -118,6 +119,7 @@ class PairLoss(StatisticLoss):
         super().__init__(mat_based_loss=False, **kwargs)
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        indices_tuple = without_lists(indices_tuple, labels, ref_labels)
         if not (by_labels(labels, indices_tuple) and self.takes_sums()):
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...engine import over_group
 from ...functional.classification import cross_entropy
-from ...pair import Scores, Term, pair_statistics, softplus
+from ...pair import LEAST_NORM, Scores, Term, pair_statistics, softplus
 from ..distances import BaseDistance, CosineSimilarity
 from ..utils import common_functions as c_f
-from .proxies import ClassLoss, wide
+from .proxies import ClassLoss, weighted, wide
 
 
 class LargeMarginSoftmaxLoss(ClassLoss):
@@ -81,25 +81,26 @@ class LargeMarginSoftmaxLoss(ClassLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return self.with_regularizer(self.elements(self.row_losses(x, labels) * weight), self.W.t())
+        return self.with_regularizer(self.elements(weighted(self.row_losses(x, labels), weight)), self.W.t())
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N,), from rows in the dtype that sums are kept in."""
         w = self.as_rows(self.W, x)
-        rows = self._shared(x)
-        direction, unit = F.normalize(rows, dim=1), F.normalize(w, dim=1)
-        a, b = direction if self.normalizes_rows else rows, unit if self.normalizes_weights else w
-        classes = torch.arange(self.first_class, self.first_class + len(w), device=labels.device)
-        terms = [Term("lse", "negative", "linear", (self.scale,))]
-        found = pair_statistics(type(self).__name__, Scores(a, b), terms, labels=(labels, classes))
-        (others,) = found if self._over is None else self._over.merged(terms, found)
-        here, index = self._own(labels)
-        target = self.scale * self.target_cosine(self._of_all((direction * unit[index]).sum(1), here))
-        if not self.normalizes_rows:
-            target = target * x.norm(dim=1)
+        if self.normalizes_weights and not self.normalizes_rows:
+            w = F.normalize(w, dim=1)
+        classes = torch.arange(self.first_class, self.first_class + len(w), dtype=x.dtype, device=labels.device)
+        terms = [Term("lse", "negative", "linear", (self.scale,)), Term("sum", "positive")]
+        found = pair_statistics(
+            type(self).__name__, Scores(self._shared(x), w, unit=self.normalizes_rows), terms, labels=(labels.to(x.dtype), classes)
+        )
+        others, own = found if self._over is None else self._over.merged(terms, found)
+        if self.normalizes_rows:
+            return softplus(others.value - self.scale * self.target_cosine(own.value))
+        size = torch.linalg.vector_norm(x, dim=1)
         if not self.normalizes_weights:
-            target = target * self._of_all(w.norm(dim=1)[index], here)
-        return softplus(others.value - target)
+            here, index = self._own(labels)
+            size = size * self._of_all(torch.linalg.vector_norm(w, dim=1)[index], here)
+        return softplus(others.value - self.scale * size * self.target_cosine(own.value / size.clamp_min(LEAST_NORM)))
 
     def _shared(self, x: Tensor) -> Tensor:
         """The rows, for what each process computes of its classes: their gradients are added up."""

@@ -173,7 +173,7 @@ class NTXentLoss(_AnchorLoss):
         self.add_to_recordable_attributes(list_of_names=["temperature"])
 
     def anchor_sums(self, pairs: PairScores) -> tuple[Tensor, Tensor]:
-        scale, most = -self.sign / self.temperature, -math.log(torch.finfo(pairs.like.dtype).tiny)
+        scale, most = -self.sign / self.temperature, -math.log(torch.finfo(pairs.dtype).tiny)
         (against,) = pairs.statistics(Term("lse", "negative", "linear", (scale,)))
         each, excess = pairs.statistics(
             Term("sum", "positive", "softplus", (-scale,), row=against.value),

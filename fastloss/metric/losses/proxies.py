@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import labels_in_range
-from ...pair import Term, dense_labels, pair_statistics, softplus
+from ...engine import accumulate_dtype
+from ...pair import Term, dense_labels, softplus
 from ..distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
-from ..pairing import PairScores, listed_scores
+from ..pairing import PairScores
 from ..reducers import BaseReducer, DivisorReducer, Sums
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
@@ -31,10 +32,22 @@ def class_rows(loss, embeddings: Tensor, labels: Tensor | None, ref_emb, ref_lab
     return wide(embeddings), labels.long()
 
 
-def softmax_losses(pairs: PairScores, target: Tensor, scale: float) -> Tensor:
-    """Cross-entropies of rows whose negative pairs have the logits ``scale * S`` and whose one positive one has the logit `target`."""
-    (others,) = pairs.statistics(Term("lse", "negative", "linear", (scale,)))
-    return softplus(others.value - target)
+def class_scores(loss, embeddings: Tensor, weights: Tensor, labels: Tensor) -> PairScores:
+    """Scores of rows (N, D) with class numbers and the weights (C, D) of classes: each row has one positive pair."""
+    dtype = accumulate_dtype(embeddings.dtype)
+    classes = torch.arange(len(weights), dtype=dtype, device=labels.device)
+    return PairScores(type(loss).__name__, loss.distance, embeddings, weights, labels.to(dtype), classes)
+
+
+def softmax_losses(pairs: PairScores, scale: float) -> Tensor:
+    """Cross-entropies of logits ``scale * S`` of rows that have one positive pair each."""
+    others, target = pairs.statistics(Term("lse", "negative", "linear", (scale,)), Term("sum", "positive", "linear", (scale,)))
+    return softplus(others.value - target.value)
+
+
+def weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Losses of rows, each times its weight."""
+    return losses if weight is None else losses * weight
 
 
 class ClassLoss(WeightRegularizerMixin, BaseMetricLossFunction):
@@ -43,28 +56,18 @@ class ClassLoss(WeightRegularizerMixin, BaseMetricLossFunction):
     Labels are class numbers. References are not supported. Weights keep their dtype and device, whatever the embeddings have.
     """
 
-    def checked(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows in the dtype that sums are kept in, their class numbers, and how much each counts."""
+    def checked(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The rows in the dtype that sums are kept in, their class numbers, and how much each counts, None for all alike."""
         x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
-        return x, labels, lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype)
+        return x, labels, None if indices_tuple is None else lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype)
 
     def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
         """Move the module; losses themselves work with weights of any dtype."""
         self.to(device=device, dtype=dtype)
 
-    def class_scores(self, embeddings: Tensor, weights: Tensor, labels: Tensor) -> PairScores:
-        """Scores of the rows (N, D) and the weights (C, D) of classes."""
-        classes = torch.arange(len(weights), device=labels.device)
-        return PairScores(type(self).__name__, self.distance, embeddings, weights, labels, classes)
-
     def as_rows(self, weights: Tensor, embeddings: Tensor) -> Tensor:
         """Weights (D, C) as rows of the embeddings' dtype and device."""
         return weights.t().to(device=embeddings.device, dtype=embeddings.dtype)
-
-    def target_scores(self, embeddings: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
-        """The score of each row with the weights of its class."""
-        everyone = torch.arange(len(labels), device=labels.device)
-        return listed_scores(self.distance, embeddings, weights, (everyone, labels))[0]
 
     def with_regularizer(self, loss_dict: dict, weights: Tensor) -> dict:
         """With the loss of the weights, given as rows."""
@@ -96,16 +99,20 @@ class NormalizedSoftmaxLoss(ClassLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        rows = F.normalize(self.as_rows(self.W, x), dim=1)
-        scale = (1.0 if self.distance.is_inverted else -1.0) / self.temperature
-        losses = softmax_losses(self.class_scores(x, rows, labels), scale * self.target_scores(x, rows, labels), scale)
-        return self.with_regularizer(self.elements(losses * weight), self.W.t())
+        pairs = class_scores(self, x, self._directions(x), labels)
+        losses = softmax_losses(pairs, -pairs.sign / self.temperature)
+        return self.with_regularizer(self.elements(weighted(losses, weight)), self.W.t())
+
+    def _directions(self, x: Tensor) -> Tensor:
+        """The weights as rows of norm 1, unless the distance normalises them anyway."""
+        rows = self.as_rows(self.W, x)
+        return rows if self.distance.normalize_embeddings else F.normalize(rows, dim=1)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """(N, C)."""
         x = wide(embeddings)
         scale = (1.0 if self.distance.is_inverted else -1.0) / self.temperature
-        return scale * self.distance(x, F.normalize(self.as_rows(self.W, x), dim=1))
+        return scale * self.distance(x, self._directions(x))
 
     def get_default_distance(self) -> BaseDistance:
         return DotProductSimilarity()
@@ -129,14 +136,10 @@ class NCALoss(BaseMetricLossFunction):
         if len(embeddings) <= 1:
             return self.zero_losses()
         weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype, using_ref=ref_emb is not embeddings)
-        return self.nca_losses(embeddings, ref_emb, labels, ref_labels, weight)
-
-    def nca_losses(self, query: Tensor, reference: Tensor, labels: Tensor, ref_labels: Tensor | None, weight: Tensor) -> dict:
-        """Of `query` among the rows of `reference`, each times its weight."""
         ref_labels = labels if ref_labels is None else ref_labels
-        if reference is not query and ref_labels is labels:
+        if ref_emb is not embeddings and ref_labels is labels:
             ref_labels = labels.view_as(labels)  # of another set nothing is left out
-        pairs = PairScores(type(self).__name__, self.distance, query, reference, labels, ref_labels)
+        pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels)
         constants = (-pairs.sign * self.softmax_scale,)
         neg, pos = pairs.statistics(Term("lse", "negative", "linear", constants), Term("lse", "positive", "linear", constants))
         kept = pos.count > 0
@@ -173,9 +176,9 @@ class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
-        classes = self.proxy_labels.to(labels.device)
-        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
-        found = self.nca_losses(x, self.proxies.to(x), labels, classes, weight)
+        weight = None if indices_tuple is None else lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
+        pairs = class_scores(self, x, self.proxies.to(x), labels)
+        found = self.elements(weighted(softmax_losses(pairs, -pairs.sign * self.softmax_scale), weight))
         self.add_weight_regularization_to_loss_dict(found, self.proxies)
         return found
 
@@ -207,9 +210,9 @@ class ProxyAnchorLoss(ClassLoss):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        pairs = self.class_scores(x, self.proxies.to(x), labels)
+        pairs = class_scores(self, x, self.proxies.to(x), labels)
         near = pairs.sign * self.alpha
-        shift = None if indices_tuple is None else weight - 1
+        shift = None if weight is None else weight - 1
         terms = [
             Term("lse", mask, "linear", (scale, -scale * margin), "column", row=shift)
             for mask, scale, margin in (("positive", near, self.margin), ("negative", -near, -self.margin))
@@ -276,8 +279,8 @@ class SoftTripleLoss(ClassLoss):
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         similarity = self._similarity(x)
         shift = F.one_hot(labels, self.num_classes) * self.margin
-        losses = F.cross_entropy(self.la * (similarity - shift), labels, reduction="none") * weight
-        return self.with_regularizer(self.elements(losses), self.fc.t())
+        losses = F.cross_entropy(self.la * (similarity - shift), labels, reduction="none")
+        return self.with_regularizer(self.elements(weighted(losses, weight)), self.fc.t())
 
     def _similarity(self, embeddings: Tensor) -> Tensor:
         x = wide(embeddings)
@@ -320,15 +323,11 @@ class P2SGradLoss(BaseMetricLossFunction):
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.indices_tuple_not_supported(indices_tuple)
         x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
-        scores = self.distance.scores(x, self.weight.t().to(x))
-        classes = torch.arange(self.num_classes, device=labels.device)
-        above, below = pair_statistics(
-            type(self).__name__, scores, [Term("sum", "negative", "square"), Term("sum", "negative", "square", (-1.0,))],
-            labels=(labels, classes),
+        found = class_scores(self, x, self.weight.t().to(x), labels).statistics(
+            Term("sum", "negative", "square"), Term("sum", "negative", "square", (-1.0,)),
+            Term("sum", "positive", "square", (-1.0, 1.0)),  # a cosine is at most 1
         )
-        target = (scores.a * scores.b[labels]).sum(1)
-        total = above.value.sum() + below.value.sum() + (target - 1).square().sum()
-        losses = total / (len(x) * self.num_classes)
+        losses = torch.stack([term.value for term in found]).sum() / (len(x) * self.num_classes)
         return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
 
     def get_default_distance(self) -> BaseDistance:
@@ -359,12 +358,9 @@ class InstanceLoss(BaseMetricLossFunction):
         labels, _ = dense_labels(labels, None, torch.int64)
         ordered, order = labels.sort(stable=True)
         first = order[torch.searchsorted(ordered, labels)] if len(labels) else order
-        scores = self.distance.scores(embeddings, embeddings)
         rows = c_f.torch_arange_from_size(labels)
-        (others,) = pair_statistics(
-            type(self).__name__, scores, [Term("lse", "negative", "linear", (self.gamma,))], labels=(first, rows)
-        )
-        return self.elements(softplus(others.value - self.gamma * (scores.a * scores.b[first]).sum(1)))
+        pairs = PairScores(type(self).__name__, self.distance, embeddings, embeddings.view_as(embeddings), first, rows)
+        return self.elements(softmax_losses(pairs, self.gamma))
 
     def get_default_distance(self) -> BaseDistance:
         return CosineSimilarity()
@@ -389,12 +385,9 @@ class NPairsLoss(BaseMetricLossFunction):
             self.num_pairs = len(a)
         if len(a) == 0:
             return self.zero_losses()
-        anchors, positives = embeddings[a], embeddings[p]
         number = torch.arange(len(a), device=labels.device)
-        pairs = PairScores(type(self).__name__, self.distance, anchors, positives, number, number.clone())
-        (own,) = listed_scores(self.distance, anchors, positives, (number, number))
-        losses = softmax_losses(pairs, -pairs.sign * own, -pairs.sign)
-        return {"loss": {"losses": losses, "indices": a, "reduction_type": "element"}}
+        pairs = class_scores(self, embeddings[a], embeddings[p], number)
+        return {"loss": {"losses": softmax_losses(pairs, -pairs.sign), "indices": a, "reduction_type": "element"}}
 
     def get_default_distance(self) -> BaseDistance:
         return DotProductSimilarity()

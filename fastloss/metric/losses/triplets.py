@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ...pair import Scores, Term, dense_labels, pair_statistics, softplus
+from ...pair import Scores, Term, pair_statistics, softplus
 from ...triplets import triplet_sums
 from ..blocks import block_sums
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
-from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed_triplets
+from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed_triplets, without_lists
 from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, Sums, SumReducer, reducer_of
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction
@@ -48,6 +48,8 @@ class TripletMarginLoss(BaseMetricLossFunction):
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         plain = not self.swap and not self.smooth_loss and self.triplets_per_anchor == "all"
+        if plain:
+            indices_tuple = without_lists(indices_tuple, labels, ref_labels, triplets=True)
         if plain and by_labels(labels, indices_tuple) and self.takes_sums():
             return self._all(PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple))
         a, p, n = listed_triplets(indices_tuple, labels, ref_labels, self.triplets_per_anchor)
@@ -62,7 +64,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
         return {"loss": {"losses": losses, "indices": (a, p, n), "reduction_type": "triplet"}}
 
     def _all(self, pairs: PairScores) -> dict:
-        labels, ref_labels = dense_labels(*pairs.labels, torch.int64)
+        labels, ref_labels = pairs.labels
         ref_labels = labels if ref_labels is None else ref_labels
 
         def formula(matrix: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
@@ -72,9 +74,9 @@ class TripletMarginLoss(BaseMetricLossFunction):
         if pairs.scores is None:
             total, above = formula(pairs.matrix, 0, pairs.rows)
         else:
-            total, above = block_sums(formula, pairs.scores)
+            total, above = block_sums(pairs.name, formula, pairs.scores)
         positive, negative = pairs.counts()
-        sums = Sums(total.to(pairs.like.dtype), (positive * negative).sum().clamp(min=1), above)
+        sums = Sums(total.to(pairs.dtype), (positive * negative).sum().clamp(min=1), above)
         return {"loss": {"losses": sums, "indices": None, "reduction_type": "triplet"}}
 
     def get_default_reducer(self) -> BaseReducer:
@@ -117,6 +119,8 @@ class MarginLoss(BaseMetricLossFunction):
         beta = self.beta.to(device=embeddings.device, dtype=torch.promote_types(embeddings.dtype, torch.float32))
         reducer = reducer_of(self.reducer, "margin_loss")
         usual = type(reducer) in (MeanReducer, SumReducer, DivisorReducer) and reducer_of(self.reducer, "beta_reg_loss").takes_sums()
+        if self.triplets_per_anchor == "all":
+            indices_tuple = without_lists(indices_tuple, labels, ref_labels, triplets=True)
         if usual and by_labels(labels, indices_tuple) and self.triplets_per_anchor == "all":
             pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple)
             return self._all(pairs, beta, labels)
@@ -136,7 +140,7 @@ class MarginLoss(BaseMetricLossFunction):
         return self.zero_loss() | ({"losses": self.nu * beta} if self.learn_beta else {})
 
     def _all(self, pairs: PairScores, beta: Tensor, labels: Tensor) -> dict:
-        beta = beta.to(pairs.like.dtype)
+        beta = beta.to(pairs.dtype)
         of_row = beta.expand(pairs.rows) if len(beta) == 1 else beta[labels]
         pos, neg = pairs.statistics(
             Term("sum", "positive", "relu", (pairs.sign, self.margin), row=-pairs.sign * of_row),
@@ -220,6 +224,7 @@ class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        indices_tuple = without_lists(indices_tuple, labels, ref_labels)
         if by_labels(labels, indices_tuple):
             pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels)
             pos, neg = pairs.statistics(

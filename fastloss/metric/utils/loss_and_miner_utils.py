@@ -84,6 +84,13 @@ def get_anchors(indices_tuple: IndicesTuple) -> Tensor:
 
 def convert_to_pos_pairs_with_unique_labels(indices_tuple: IndicesTuple | None, labels: Tensor) -> tuple[Tensor, Tensor]:
     """For each label, in order, its first positive pair."""
+    if indices_tuple is None:
+        ordered, order = labels.sort(stable=True)
+        same = ordered[1:] == ordered[:-1]
+        first = same.clone()
+        first[1:] &= ~same[:-1]
+        (begin,) = first.nonzero(as_tuple=True)
+        return order[begin], order[begin + 1]
     a, p = convert_to_pairs(indices_tuple, labels)[:2]
     found, position = labels[a].unique(return_inverse=True)
     first = torch.full_like(found, len(a), dtype=torch.long)
