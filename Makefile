@@ -16,7 +16,7 @@ build: .venv/built
 	touch $@
 
 .venv/built: .venv/packages $(SOURCES)
-	$(PIP) --no-build-isolation --editable '.[triton,fuzz,test,demo,bench,docs]'
+	$(PIP) --no-build-isolation --editable '.[triton,fuzz,test,demo,bench,peers,docs]'
 	touch $@
 
 # Train with torch's losses and with ours; curves in demo.png.
@@ -38,12 +38,7 @@ test: build
 check: build
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# What the benchmarks time against, beside torch.
-.venv/peers: .venv/built
-	$(PIP) --no-build-isolation --editable '.[peers]'
-	touch $@
-
-bench: .venv/peers
+bench: build
 	$(BIN)/python -m bench $(ARGS)
 
 fuzz: build
