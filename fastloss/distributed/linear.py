@@ -56,7 +56,7 @@ def linear_cross_entropy(
     _checks.labels_in_range(NAME, target, classes, settings["ignore_index"])
     x = x if sequence else together.shared(x)
     if settings["softcap"] is not None and settings["label_smoothing"] > 0 and weight is not None:
-        x, linear_weight = one._as_linear_takes_them(x, linear_weight)
+        x, linear_weight = one.as_linear_takes_them(x, linear_weight)
         wide = accumulate_dtype(x.dtype)
         with one.without_autocast(x.device):
             logits = x.to(wide) @ linear_weight.to(wide).t()
