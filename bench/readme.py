@@ -37,19 +37,19 @@ def result_table(results: dict) -> str:
     lines = [
         f"{machine['processor']}, {machine['threads']}, {machine['instruction set of the cpu backend']}; torch {versions['torch']}, Python "
         f"{versions['python']}; {results['machine']['date'][:10]}. Medians of forward + backward, both sides alternating in one process; the "
-        "floor is the bytes that must move over the copy bandwidth of the same run, or the operations of the products of matrices over the rate of "
-        "torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process.",
+        "floor is the bytes that must move over the copy bandwidth of the same run, or the operations of the products of matrices over "
+        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process.",
         "",
-        "| workload | ours ms | rival | its ms | times faster | torch.compile ms | times faster | % of floor | extra MB: ours, its | target |",
+        "| workload | ours ms | rival | its ms | times faster | compiled ms | times faster | % of floor | extra MB: ours, its | target |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
-        targets = "; ".join(
-            f"{t['wanted']:g}x {t['rival']}: {'not timed' if t['met'] is None else 'met' if t['met'] else '**not met**'}" for t in row["targets"]
-        )
+        verdicts = {None: "not timed", True: "met", False: "**not met**"}
+        targets = "; ".join(f"{t['wanted']:g}x {t['rival']}: {verdicts[t['met']]}" for t in row["targets"])
         lines.append(
-            f"| {row['name']}{', huge pages on both sides' if row['huge_pages'] else ''} | {_cell(row, 'ours_median_ms', '.3g')} | {row['rival']} | "
-            f"{_cell(row, 'eager_median_ms', '.3g')} | {_cell(row, 'speedup_eager', '.1f')} | {_cell(row, 'compiled_median_ms', '.3g')} | "
+            f"| {row['name']}{', huge pages on both sides' if row['huge_pages'] else ''} | {_cell(row, 'ours_median_ms', '.3g')} | "
+            f"{row['rival']} | {_cell(row, 'eager_median_ms', '.3g')} | {_cell(row, 'speedup_eager', '.1f')} | "
+            f"{_cell(row, 'compiled_median_ms', '.3g')} | "
             f"{_cell(row, 'speedup_compiled', '.1f')} | {_cell(row, 'per_cent_of_floor', '.0f')} | {_cell(row, 'ours_extra_mb', '.0f')}, "
             f"{_cell(row, 'eager_extra_mb', '.0f')} | {targets} |"
         )

@@ -93,7 +93,8 @@ def _times(ratio: float | None) -> str:
 
 def table(rows: list[dict]) -> Table:
     """The table of the terminal; ms are medians with quartiles."""
-    shown = Table(title="forward + backward; median ms (quartiles); floor = bytes that must move / copy bandwidth, or flops / rate of torch's matrix product", title_justify="left")
+    floor = "bytes that must move / copy bandwidth, or flops / rate of torch's matrix product"
+    shown = Table(title=f"forward + backward; median ms (quartiles); floor = {floor}", title_justify="left")
     shown.add_column("workload", no_wrap=True)
     shown.add_column("backend")
     shown.add_column("rival")
@@ -115,7 +116,7 @@ def table(rows: list[dict]) -> Table:
 FAMILY_RATIO = 3.0  # that a family of losses has to be faster than its rivals by, as a geometric mean
 # Of each family what it is called, the end of its rows' names, and the losses that are in it.
 FAMILIES = (
-    ("Element-wise losses", "2^23 elements", " 2^23", [name for name, about in LOSSES.items() if about.engine == "elementwise"], "torch eager"),
+    ("Element-wise losses", "2^23 elements", " 2^23", [n for n, about in LOSSES.items() if about.engine == "elementwise"], "torch eager"),
     ("Losses of fastloss.metric", "128 x 128", " 128x128", list(METRIC), "pytorch-metric-learning"),
 )
 

@@ -49,9 +49,9 @@ def _median_ms(workload: Workload) -> float:
     _step(call, input, others, False)
     while len(times) < 5 or sum(times) < SECONDS:
         start = time.perf_counter()
-        kept = _step(call, input, others, False)
+        gradient = _step(call, input, others, False)
         times.append(time.perf_counter() - start)
-        del kept
+        del gradient  # freeing it is not part of the call
     return 1e3 * statistics.median(times)
 
 
@@ -90,7 +90,8 @@ def table(rows: list[dict]) -> Table:
         shown.add_row(
             row["name"], *("\n".join(f"{value:.3g}" for value in row[key]) for key in ("sizes", "ms", "floor_ms")),
             f"{row['slope']:.2f}", _verdict(abs(row["slope"] - 1) <= SLOPE_TOLERANCE),
-            f"{row['threads']}: {row['threads_speedup']:.2f}x", _verdict(row["threads_speedup"] >= TWO_THREADS) if row["threads"] == 2 else "",
+            f"{row['threads']}: {row['threads_speedup']:.2f}x",
+            _verdict(row["threads_speedup"] >= TWO_THREADS) if row["threads"] == 2 else "",
         )
     return shown
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastloss.engine import accumulate_dtype, library
+from fastloss.engine import library
 from fastloss.pair import CONSTANTS, TRANSFORMS, Settings, backward_outputs, forward_outputs, unpack
 
 from . import INTERPRETED, launch
