@@ -1,4 +1,4 @@
-"""A small hierarchical reasoning model learns to fill in 4 x 4 Sudokus, with the loss of fastloss and the same formula in plain torch beside it.
+"""A small hierarchical reasoning model learns to fill in 4 x 4 Sudokus, with fastloss's loss and the formula in plain torch beside it.
 
     python examples/hrm_head.py             # some seconds
     python examples/hrm_head.py --steps 20

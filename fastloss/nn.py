@@ -21,7 +21,8 @@ from .registry import LOSSES, Loss
 from .self_distillation import DINOLoss, IBOTPatchLoss
 from .weighting import UncertaintyWeighting
 
-__all__ = ["DINOLoss", "IBOTPatchLoss", "TaskAlignedAssigner", "UncertaintyWeighting", "YOLOv12MultiTaskLoss"]  # modules with a state of their own
+# Modules with a state of their own.
+__all__ = ["DINOLoss", "IBOTPatchLoss", "TaskAlignedAssigner", "UncertaintyWeighting", "YOLOv12MultiTaskLoss"]
 
 _LEGACY = ("size_average", "reduce")  # resolved into `reduction` when a module is made, as torch does
 

@@ -17,7 +17,8 @@ from ..plain import widened
 from ..registry import register
 
 __all__ = [
-    "cauchy_loss", "charbonnier_loss", "huber_loss", "l1_loss", "log_cosh_loss", "mape_loss", "mse_loss", "msle_loss", "quantile_loss", "smape_loss",
+    "cauchy_loss", "charbonnier_loss", "huber_loss", "l1_loss", "log_cosh_loss", "mape_loss", "mse_loss", "msle_loss", "quantile_loss",
+    "smape_loss",
     "smooth_l1_loss", "wing_loss",
 ]
 
@@ -489,7 +490,9 @@ def _cauchy(input: Tensor, target: Tensor, scale: float) -> Tensor:
     return torch.where(far, 2 * torch.log(torch.where(far, u, 1.0)) - math.log(2), torch.log1p(torch.where(far, 0.0, u) ** 2 / 2))
 
 
-@register("elementwise", point=_cauchy, formula="log(1 + ((x - t) / c)^2 / 2)", source="Barron 2019 with shape 0", params={"scale": (0.1, 5.0)})
+@register(
+    "elementwise", point=_cauchy, formula="log(1 + ((x - t) / c)^2 / 2)", source="Barron 2019 with shape 0", params={"scale": (0.1, 5.0)}
+)
 def cauchy_loss(input: Tensor, target: Tensor, scale: float = 1.0, reduction: str = "mean", *, backend: str | None = None) -> Tensor:
     r"""Squared error for small differences, a logarithm for large ones, :math:`\ell = \log(1 + ((x - t) / c)^2 / 2)`.
 
