@@ -97,7 +97,8 @@ METRIC: dict[str, dict[str, object]] = {
         "ArcFaceLoss", "CosFaceLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss", "SubCenterArcFaceLoss", "NormalizedSoftmaxLoss",
         "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss",
     )},
-    "P2SGradLoss": {"descriptors_dim": None, "num_classes": None}, "HistogramLoss": {"n_bins": 50}, "RankedListLoss": {"margin": 1, "Tn": 1},
+    "P2SGradLoss": {"descriptors_dim": None, "num_classes": None}, "HistogramLoss": {"n_bins": 50},
+    "RankedListLoss": {"margin": 1, "Tn": 1},
 }
 
 WORKLOADS = (

@@ -115,7 +115,7 @@ def table(rows: list[dict]) -> Table:
 FAMILY_RATIO = 3.0  # that a family of losses has to be faster than its rivals by, as a geometric mean
 # Of each family what it is called, the end of its rows' names, and the losses that are in it.
 FAMILIES = (
-    ("Element-wise losses", "2^23 elements", " 2^23", [name for name, about in LOSSES.items() if about.engine == "elementwise"], "torch eager"),
+    ("Element-wise losses", "2^23 elements", " 2^23", [n for n, about in LOSSES.items() if about.engine == "elementwise"], "torch eager"),
     ("Losses of fastloss.metric", "128 x 128", " 128x128", list(METRIC), "pytorch-metric-learning"),
 )
 
