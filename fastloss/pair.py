@@ -249,7 +249,8 @@ class Preparation(NamedTuple):
         return [*sets, *(bias or self.euclidean and rows for bias, rows in zip(biases, sets))]
 
     def gradients(
-        self, given: Sequence[Tensor | None], ready: Sequence[Tensor | None], by: Sequence[Tensor | None], need: Sequence[bool], backend: str
+        self, given: Sequence[Tensor | None], ready: Sequence[Tensor | None], by: Sequence[Tensor | None], need: Sequence[bool],
+        backend: str,
     ) -> list[Tensor | None]:
         """Gradients `by` what :meth:`rows` gives as those of what it takes."""
         a, b, row_bias, column_bias = by[:4]
@@ -367,7 +368,8 @@ _BACKWARD = define(
 
 
 _PREPARE = define(
-    "pair_prepare", "(Tensor rows, bool unit, bool euclidean, Tensor? centre, float least) -> (Tensor prepared, Tensor squares, Tensor centre)",
+    "pair_prepare",
+    "(Tensor rows, bool unit, bool euclidean, Tensor? centre, float least) -> (Tensor prepared, Tensor squares, Tensor centre)",
     lambda rows, unit, euclidean, *_: (
         torch.empty_like(rows), rows.new_empty(rows.shape[0] if euclidean else 0), rows.new_empty(rows.shape[1] if euclidean else 0)
     ),
@@ -415,8 +417,7 @@ _apply = fast_apply(_Pair)
 
 
 def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values from the host, but on CPUs,
-    where small whole numbers stay as they are, as labels of `dtype` do anywhere."""
+    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values, but on CPUs, where small whole numbers stay as they are, as labels of `dtype` do anywhere."""
     both = (rows,) if columns is None else (rows, columns)
     if all(t.dtype == dtype or small_numbers(t, EXACT) for t in both):
         return rows.to(dtype), None if columns is None else columns.to(dtype)
@@ -510,6 +511,6 @@ def normalised(x: Tensor, eps: float = LEAST_NORM) -> Tensor:
 
 
 def euclidean(a: Tensor, b: Tensor | None, squared: bool = False, unit: bool = False) -> Scores:
-    """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0, of rows divided by
-    their norms if `unit`."""
+    """Scores ``|a_i - b_j|``, or their squares, from ``|a|^2 + |b|^2 - 2 a . b`` of sets moved to have their centre at 0, of rows
+    divided by their norms if `unit`."""
     return Scores(a, b, scale=-2.0, transform="clamp" if squared else "sqrt", unit=unit, euclidean=True)

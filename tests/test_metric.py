@@ -204,7 +204,8 @@ def test_what_lists_everything():
         assert without_lists(triplets, y, others) is triplets
         a1, p, a2, n = pairs
         twice = torch.cat([a1[:1], a1[:-1]]), torch.cat([p[:1], p[:-1]])
-        for some in ((a1[1:], p[1:], a2, n), (a1, p, a2[:-1], n[:-1]), (*twice, a2, n), (a1.flip(0), p.flip(0), a2, n), (a1, p, a2, n.roll(1)),
+        for some in ((a1[1:], p[1:], a2, n), (a1, p, a2[:-1], n[:-1]),
+                     (*twice, a2, n), (a1.flip(0), p.flip(0), a2, n), (a1, p, a2, n.roll(1)),
                      (a2[: len(a1)], n[: len(a1)], a2, n), (a1, p, *(torch.arange(len(a2)) % 3 for _ in range(2)))):
             assert without_lists(some, y, others) is some
         for some in (tuple(t[1:] for t in triplets), (triplets[0], triplets[1], triplets[2].roll(1)), tuple(t.flip(0) for t in triplets),

@@ -22,7 +22,7 @@ def by_labels(labels: Tensor | None, indices_tuple) -> bool:
 
 
 def without_lists(indices_tuple, labels: Tensor | None, ref_labels: Tensor | None, triplets: bool = False):
-    """None for an indices_tuple that lists, in order, just what labels say, so that both forms of a call have the same bits; else the tuple.
+    """None for an indices_tuple that lists, in order, just what labels say, so that both forms of a call have the same bits; else it.
 
     Pairs as :func:`~utils.loss_and_miner_utils.get_all_pairs_indices` gives them and, of losses of `triplets`, triplets as
     :func:`~utils.loss_and_miner_utils.get_all_triplets_indices` does. Looked at on the CPU only.
