@@ -193,7 +193,7 @@ def gist(a, p, negatives, guide_a, guide_p, guide_negatives, limit, anchors=True
     [({}, lambda s: s), ({"margin": 0.2}, lambda s: s - 0.2),
      ({"margin": 0.3, "margin_strategy": "relative"}, lambda s: s - 0.3 * abs(s)), ({"contrast_anchors": False}, lambda s: s),
      ({"contrast_positives": False}, lambda s: s)],
-    ids=str,
+    ids=["margin 0", "margin 0.2", "relative margin", "no anchors", "no positives"],
 )
 def test_gist(options, limit):
     columns, guides = [real(6, 4) for _ in range(3)], [unit(real(6, 3)) for _ in range(3)]

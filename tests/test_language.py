@@ -109,7 +109,7 @@ def hrm(x, y, halt, go, target, lm_loss_type, lm_reduction, ignore_index, w=0.5)
     return lm + w * sum(q), correct, hits / number
 
 
-@pytest.mark.parametrize("kind, how", itertools.product(("stable_max", "softmax"), ("token", "sequence_sum", "source")))
+@pytest.mark.parametrize("kind, how", list(itertools.product(("stable_max", "softmax"), ("token", "sequence_sum", "source"))))
 def test_hrm_is_its_definition(kind, how):
     for ignore_index, alone in ((-100, False), (0, True)):
         x, y, halt, go, target = sequences(ignore_index=ignore_index)
