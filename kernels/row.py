@@ -423,7 +423,9 @@ class _Call:
         self.outer, self.inner = (1, input.shape[0]) if self.contiguous else (input.shape[0], input.shape[2])
         soft = target.is_floating_point()
         label_stride = 0 if soft else target.stride(0)
-        self.tile = configuration(self.contiguous, self.inner, self.classes, input.dtype)
+        # Stablemax takes registers, so in half precision a thread gets the ones of a smaller block.
+        dtype = accumulate_dtype(input.dtype) if stablemax else input.dtype
+        self.tile = configuration(self.contiguous, self.inner, self.classes, dtype)
         self.groups = self.outer * triton.cdiv(self.inner, self.tile.rows)
         self.shape = self.outer, self.inner, self.classes
         self.strides = *_strides(input), *(_strides(target) if soft else (self.inner * label_stride, label_stride, 0))

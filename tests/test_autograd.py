@@ -247,10 +247,13 @@ def test_distributed_data_parallel(backend, tmp_path):
 @pytest.mark.parametrize("name", LOSSES)
 def test_modules_can_be_copied_and_pickled(name):
     kind = getattr(fastloss.nn, fastloss.nn.class_name(LOSSES[name]))
-    call = sample(name, shape=(4, 9)).build()
+    detection = LOSSES[name].engine == "detection"  # whose modules are told the sizes of images and of predictions
+    call = sample(name, **({} if detection else {"shape": (4, 9)})).build()
     tensors = call.arguments(call.tensors())[0]
     weight = torch.rand(4, 9) if LOSSES[name].engine == "elementwise" else torch.rand(9)  # of each element, or of each class
     given, taken = {"weight": weight, "reduction": "sum"}, kind.__signature__.parameters
+    if detection:
+        given |= dict(call.case.params)
     if "in_features" in taken:  # a module that holds the classes
         input, classes, *tensors = tensors
         tensors = [input, tensors[0]]

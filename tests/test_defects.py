@@ -213,7 +213,7 @@ def test_defect_20_zero_loss_does_not_read_the_data(backend):
 
 SYNCHRONISING = {"item", "tolist", "cpu", "nonzero", "numpy", "synchronize", "is_nonzero", "masked_select", "unique", "argwhere"}
 # The label check reads CPU tensors only, and says so in its first lines.
-CPU_ONLY = {("fastloss/_checks.py", "labels_in_range")}
+CPU_ONLY = {("fastloss/_checks.py", "labels_in_range"), ("fastloss/functional/detection.py", "_with_object")}
 
 
 def _hot_python():

@@ -387,7 +387,7 @@ def _module_infos():
 @pytest.mark.parametrize("patched", [False, True], ids=["module", "patched"])
 def test_module_info_samples(module_twin, backend, dtype, patched):
     loss = module_twin
-    ours = next(c for c in map(fastloss.nn.__dict__.get, fastloss.nn.__all__) if c.loss_function is loss.function)
+    ours = next(c for c in map(fastloss.nn.__dict__.get, fastloss.nn.__all__) if getattr(c, "loss_function", None) is loss.function)
     theirs = getattr(torch.nn, ours.__name__)
     info = _module_infos()[theirs]
     samples = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=True)

@@ -226,6 +226,11 @@ def _objects(name: str, target: Tensor, classes: int, input_shape: Sequence[int]
     return labels.clamp(0, classes - 1), torch.stack([x1 * width, y1 * height, x2 * width, y2 * height], -1), valid
 
 
+def _with_object(index: Tensor) -> Tensor:
+    """The points that have an object, where values may be looked at; elsewhere all are taken, those without one with a weight of 0."""
+    return (index >= 0).flatten().nonzero().squeeze(1)
+
+
 @register(
     "detection", formula="(7.5 sum_fg (1 - CIoU) + 0.5 Focal + 1.5 sum_fg DFL) / max(sum_fg weight, 1)",
     source="Feng et al. 2021, section 3; Li et al. 2020, equation 6; Zheng et al. 2020; Lin et al. 2017",
@@ -321,8 +326,7 @@ def yolov12_detection_loss(
     if not train_negatives:
         cls = torch.where(valid.any(), cls, 0.0)
 
-    # Where values may be looked at, only points with an object; elsewhere all, the others with a weight of 0.
-    rows = (index >= 0).flatten().nonzero().squeeze(1) if _checks.readable(input) else None
+    rows = _with_object(index) if _checks.readable(input) else None
     near, weight, truth, points, stride = (
         t.flatten(0, 1) if rows is None else t.flatten(0, 1).index_select(0, rows)
         for t in (distances, weight, objects.gather(1, place.unsqueeze(2).expand(-1, -1, 4)), points.expand(len(input), -1, -1),
