@@ -114,8 +114,10 @@ def compare(name: str, got: Tensor, truth: Tensor, tolerance: float, rounding: f
     """Raise :class:`Mismatch` unless every element of `got` is within `tolerance` and a `rounding` (in units of eps) of the truth."""
     info = torch.finfo(got.dtype)
     wide = got.double()
-    summed = 2 * torch.finfo(accumulate_dtype(got.dtype)).eps
-    allowed = truth.abs() * (rounding * info.eps + summed) + (tolerance + info.smallest_normal * info.eps)
+    sums = torch.finfo(accumulate_dtype(got.dtype))
+    # A number below the smallest normal one of the sums' dtype has lost digits on its way.
+    least = max(info.smallest_normal * info.eps, sums.smallest_normal)
+    allowed = truth.abs() * (rounding * info.eps + 2 * sums.eps) + (tolerance + least)
     error = (wide - truth).abs()
     good = error <= allowed
     if good.all():
