@@ -191,10 +191,6 @@ def main() -> None:
     }
     for part in parts.values():
         console.print(part())
-    console.print(
-        "For comparison, memory of the loss as Cheng et al. 2024 (Inf-CL), table 1, measured it, CLIP-ViT-L/14: at a batch of 1024k\n"
-        "1.44 GB on each of 32 A800; at 256k 0.35 GB of 32 and 1.45 GB of 8, where open_clip's local loss has 34.35 GB of 32."
-    )
 
 
 if __name__ == "__main__":
