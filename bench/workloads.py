@@ -308,9 +308,15 @@ class DetectionWorkload(Workload):
     """A row of the table for a loss of detectors: `shape` is images, objects in each, and their height and width in units of 32 pixels."""
 
     @property
+    def elements(self) -> int:
+        """Numbers predicted: of each anchor 4 x 16 for distances and 80 for classes."""
+        images, _, height, width = self.shape
+        return images * len(anchor_points((32 * height, 32 * width))[0]) * (4 * 16 + 80)
+
+    @property
     def bytes_moved(self) -> int:
         """The predictions read forward and backward, their gradient written."""
-        return 3 * self.tensors()[0].numel() * getattr(torch, self.dtype).itemsize
+        return 3 * self.elements * getattr(torch, self.dtype).itemsize
 
     @property
     def _settings(self) -> dict[str, object]:
@@ -394,7 +400,6 @@ class DivergenceWorkload(Workload):
     def rival_call(self) -> Callable[..., Tensor]:
         """The formula as others compute it, over softmaxes that are stored; else ours in plain torch."""
         return rivals.find(self.loss, dict(self.check_case().params)) or functools.partial(self.our_call, backend="eager")
-
 
 
 _LARGE = {"eager_ratio": 4.0, "compiled_ratio": 2.0, "huge_pages": True}
