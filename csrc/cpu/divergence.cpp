@@ -192,19 +192,13 @@ struct Divergence {
 // run(zero of the type in memory, functor)
 template <class Run>
 void choose(Scalar scalar, int functor, const Run& run) {
-  const auto typed = [&](auto zero) {
+  with_type(scalar, [&](auto zero) {
     int index = 0;
 #define FASTLOSS_RUN(name, Functor) \
   if (functor == index++) return run(zero, Functor{});
     FASTLOSS_DIVERGENCE(FASTLOSS_RUN)
 #undef FASTLOSS_RUN
-  };
-  switch (scalar) {
-    case Scalar::kFloat: return typed(float{});
-    case Scalar::kDouble: return typed(double{});
-    case Scalar::kBFloat16: return typed(c10::BFloat16{});
-    case Scalar::kHalf: return typed(c10::Half{});
-  }
+  });
 }
 
 }  // namespace

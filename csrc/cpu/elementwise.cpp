@@ -153,12 +153,7 @@ void run(const ElementwiseCall& call, int functor, int64_t begin, int64_t end, d
 
 template <bool kForward>
 void run(const ElementwiseCall& call, Scalar scalar, int functor, int64_t begin, int64_t end, double* sums) {
-  switch (scalar) {
-    case Scalar::kFloat: return run<kForward, float>(call, functor, begin, end, sums);
-    case Scalar::kDouble: return run<kForward, double>(call, functor, begin, end, sums);
-    case Scalar::kBFloat16: return run<kForward, c10::BFloat16>(call, functor, begin, end, sums);
-    case Scalar::kHalf: return run<kForward, c10::Half>(call, functor, begin, end, sums);
-  }
+  return with_type(scalar, [&](auto zero) { return run<kForward, decltype(zero)>(call, functor, begin, end, sums); });
 }
 
 }  // namespace

@@ -146,12 +146,7 @@ void run(const MarginCall& call, int64_t begin, int64_t end) {
 
 template <bool kForward>
 void run(const MarginCall& call, Scalar scalar, int64_t begin, int64_t end) {
-  switch (scalar) {
-    case Scalar::kFloat: return run<kForward, float>(call, begin, end);
-    case Scalar::kDouble: return run<kForward, double>(call, begin, end);
-    case Scalar::kBFloat16: return run<kForward, c10::BFloat16>(call, begin, end);
-    case Scalar::kHalf: return run<kForward, c10::Half>(call, begin, end);
-  }
+  return with_type(scalar, [&](auto zero) { return run<kForward, decltype(zero)>(call, begin, end); });
 }
 
 }  // namespace

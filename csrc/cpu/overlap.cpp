@@ -321,13 +321,7 @@ bool run(const OverlapCall& call, int functor, int64_t begin, int64_t end, doubl
 }
 
 bool run(const OverlapCall& call, Scalar scalar, int functor, int64_t begin, int64_t end, double* partials) {
-  switch (scalar) {
-    case Scalar::kFloat: return run<float>(call, functor, begin, end, partials);
-    case Scalar::kDouble: return run<double>(call, functor, begin, end, partials);
-    case Scalar::kBFloat16: return run<c10::BFloat16>(call, functor, begin, end, partials);
-    case Scalar::kHalf: return run<c10::Half>(call, functor, begin, end, partials);
-  }
-  return true;
+  return with_type(scalar, [&](auto zero) { return run<decltype(zero)>(call, functor, begin, end, partials); });
 }
 
 }  // namespace

@@ -547,12 +547,7 @@ void run(const RowCall& call, int functor, bool soft, int64_t begin, int64_t end
 
 template <bool kForward>
 void run(const RowCall& call, Scalar scalar, int functor, bool soft, int64_t begin, int64_t end) {
-  switch (scalar) {
-    case Scalar::kFloat: return run<kForward, float>(call, functor, soft, begin, end);
-    case Scalar::kDouble: return run<kForward, double>(call, functor, soft, begin, end);
-    case Scalar::kBFloat16: return run<kForward, c10::BFloat16>(call, functor, soft, begin, end);
-    case Scalar::kHalf: return run<kForward, c10::Half>(call, functor, soft, begin, end);
-  }
+  return with_type(scalar, [&](auto zero) { return run<kForward, decltype(zero)>(call, functor, soft, begin, end); });
 }
 
 }  // namespace

@@ -150,20 +150,14 @@ struct Sort {
 // run(the engine for the call's type and errors)
 template <class Run>
 void with_engine(const SortCall& call, Scalar scalar, int errors, const Run& run) {
-  const auto typed = [&](auto zero) {
+  with_type(scalar, [&](auto zero) {
     using T = decltype(zero);
     int index = 0;
 #define FASTLOSS_RUN(name, Functor) \
   if (errors == index++) return run(Sort<T, Functor>(call));
     FASTLOSS_SORT(FASTLOSS_RUN)
 #undef FASTLOSS_RUN
-  };
-  switch (scalar) {
-    case Scalar::kFloat: return typed(float{});
-    case Scalar::kDouble: return typed(double{});
-    case Scalar::kBFloat16: return typed(c10::BFloat16{});
-    case Scalar::kHalf: return typed(c10::Half{});
-  }
+  });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../math.h"
+#include "kernels.h"
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -22,6 +23,18 @@ template <class T>
 constexpr T kInf = std::numeric_limits<T>::infinity();
 
 constexpr int64_t kFewVectors = 16;  // terms added in a float before the result goes to a longer sum: rounding grows with their number
+
+// visit(zero of the type in memory)
+template <class Visit>
+auto with_type(Scalar scalar, const Visit& visit) {
+  switch (scalar) {
+    case Scalar::kFloat: return visit(float{});
+    case Scalar::kDouble: return visit(double{});
+    case Scalar::kBFloat16: return visit(c10::BFloat16{});
+    case Scalar::kHalf: return visit(c10::Half{});
+  }
+  __builtin_unreachable();
+}
 
 // f(i, vector loads of count lanes): the main loop and its tail in one place.
 template <class A, class F>
