@@ -7,47 +7,16 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before anything else
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # likewise torch: threads that spin while they wait hold up a second worker
 
-import importlib.util
 import inspect
 
 import pytest
 import torch
 
-from fastloss._backends import BACKENDS, unavailable
+from fastloss._backends import BACKENDS, interpreting, unavailable
+from fastloss.interpreter import hasten
 from fastloss.registry import LOSSES, Loss
 
 COMPILED = tuple(b for b in BACKENDS if b != "eager")
-
-
-def hasten_the_interpreter() -> None:
-    """Halve the time of Triton's interpreter, which goes through its whole language at every call of a device function.
-
-    What a launch has replaced there stays replaced until it ends, so a second search of the same modules adds nothing.
-    """
-    from triton import language
-    from triton.runtime import interpreter
-
-    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    searched: list[set[int]] | None = None  # by the launch that runs
-
-    def replace_once(function):
-        if searched is None:
-            return replace(function)
-        modules = {id(value) for value in function.__globals__.values() if value is language or value is language.core}
-        if modules in searched:
-            return None
-        searched.append(modules)
-        return replace(function)
-
-    def remember(*args, **kwargs):
-        nonlocal searched
-        searched = []
-        try:
-            return launch(*args, **kwargs)
-        finally:
-            searched = None
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, remember
 
 
 def kind(loss: Loss) -> tuple:
@@ -64,8 +33,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of the quick run (pytest -m 'not slow')")
     config.addinivalue_line("markers", "huge: more than 2^31 elements, needs 12 GB of memory; runs only with -m huge")
     config.addinivalue_line("markers", "one_of_a_kind: every loss on cpu, and one of each kind on the other compiled backends")
-    if importlib.util.find_spec("triton"):
-        hasten_the_interpreter()
+    if interpreting():
+        hasten()
 
 
 # What a loss that runs another's functor in the row engine has of its own lies before and after it: all tests on cpu, these on the others.

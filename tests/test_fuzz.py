@@ -30,7 +30,7 @@ def test_finds(name):
     finding = fuzz.run("cross_entropy", examples=most, seed=0, target=getattr(wrong, name))
     assert finding is not None, f"no finding in {most} examples"
     assert words in finding.message, finding.message
-    assert torch.Size(finding.case.shape).numel() <= 64, f"not shrunk: {finding.case}"
+    assert torch.Size(finding.case.shape).numel() <= 128, f"not shrunk: {finding.case}"
 
 
 @pytest.mark.slow

@@ -1,0 +1,97 @@
+"""Triton's interpreter in a third of its time, for tests and for fuzzing: the same operations, with less said about each.
+
+The interpreter pays by the operation: numpy's part of one is small beside the objects that describe types and shapes, and each call of a
+device function goes through the whole language to put the interpreted functions in place. Nothing that is computed changes here.
+"""
+
+from __future__ import annotations
+
+import functools
+
+
+@functools.cache
+def hasten() -> None:
+    """Replace what costs most in the interpreter of the Triton that is installed; without effect on versions of another layout."""
+    import triton
+
+    if triton.__version__.startswith("3.8."):
+        _search_modules_once()
+        _remember_types()
+
+
+def _search_modules_once() -> None:
+    """What a launch has replaced in a module stays replaced until it ends, so a second search of the same modules adds nothing."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    searched: list[set[int]] | None = None  # by the launch that runs
+
+    def replace_once(function):
+        if searched is None:
+            return replace(function)
+        modules = {id(value) for value in function.__globals__.values() if value is language or value is language.core}
+        if modules in searched:
+            return None
+        searched.append(modules)
+        return replace(function)
+
+    def remember(*args, **kwargs):
+        nonlocal searched
+        searched = []
+        try:
+            return launch(*args, **kwargs)
+        finally:
+            searched = None
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, remember
+
+
+def _remember_types() -> None:
+    """numpy's dtype of a type, the shape of a block and what a tensor says of it: made once for each type and shape."""
+    from triton.language import core, semantic
+    from triton.runtime import interpreter
+
+    np_dtype, make_type, make_tensor = interpreter._get_np_dtype, core.block_type.__init__, core.tensor.__init__
+    broadcast = semantic.TritonSemantic.broadcast_impl_value
+    dtypes: dict[str, object] = {}  # by name
+    shapes: dict[tuple, tuple] = {}  # by the lengths of a block's axes
+    described: dict[int, tuple] = {}  # by the identity of a shape, which is kept alive beside what it gave
+
+    def np_dtype_once(dtype):
+        scalar = dtype.scalar
+        if isinstance(scalar, core.pointer_type):
+            return np_dtype(dtype)
+        if scalar.name not in dtypes:
+            dtypes[scalar.name] = np_dtype(scalar)
+        return dtypes[scalar.name]
+
+    def make_type_once(self, element_ty, shape):
+        key = tuple([n.value if type(n) is core.constexpr else n for n in shape])
+        found = shapes.get(key)
+        if found is None:
+            make_type(self, element_ty, shape)
+            shapes[key] = self.shape, self.numel, str(self.shape)
+        else:
+            self.element_ty = element_ty
+            self.shape, self.numel, text = found
+            self.name = f"<{text}, {element_ty}>"
+
+    def make_tensor_once(self, handle, type):
+        shape = type.shape if type.is_block() else None
+        found = described.get(id(shape))
+        if found is None:
+            make_tensor(self, handle, type)
+            described[id(shape)] = self.shape, self.numel, shape
+        else:
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+            self.shape, self.numel, _ = found
+
+    def broadcast_unless_alike(self, lhs, rhs):
+        alike = lhs.type.is_block() and rhs.type.is_block() and lhs.type.shape is rhs.type.shape
+        return (lhs, rhs) if alike else broadcast(self, lhs, rhs)
+
+    interpreter._get_np_dtype = np_dtype_once
+    core.block_type.__init__ = make_type_once
+    core.tensor.__init__ = make_tensor_once
+    semantic.TritonSemantic.broadcast_impl_value = broadcast_unless_alike
