@@ -1,12 +1,14 @@
 """Triton's interpreter in a third of its time, for tests and for fuzzing: the same operations, with less said about each.
 
 The interpreter pays by the operation: numpy's part of one is small beside the objects that describe types and shapes, and each call of a
-device function goes through the whole language to put the interpreted functions in place. Nothing that is computed changes here.
+device function goes through the whole language to put the interpreted functions in place. Nothing that is computed changes here; only the
+assertions that sums of indices fit, which are ten operations for each sum and belong to kernels compiled for debugging, are left out.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 
 @functools.cache
@@ -17,6 +19,7 @@ def hasten() -> None:
     if triton.__version__.startswith("3.8."):
         _search_modules_once()
         _remember_types()
+        _assert_less()
 
 
 def _search_modules_once() -> None:
@@ -24,17 +27,17 @@ def _search_modules_once() -> None:
     from triton import language
     from triton.runtime import interpreter
 
-    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    search, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     searched: list[set[int]] | None = None  # by the launch that runs
 
-    def replace_once(function):
+    def search_once(function):
         if searched is None:
-            return replace(function)
+            return search(function)
         modules = {id(value) for value in function.__globals__.values() if value is language or value is language.core}
         if modules in searched:
             return None
         searched.append(modules)
-        return replace(function)
+        return search(function)
 
     def remember(*args, **kwargs):
         nonlocal searched
@@ -44,7 +47,7 @@ def _search_modules_once() -> None:
         finally:
             searched = None
 
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, remember
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = search_once, remember
 
 
 def _remember_types() -> None:
@@ -95,3 +98,9 @@ def _remember_types() -> None:
     core.block_type.__init__ = make_type_once
     core.tensor.__init__ = make_tensor_once
     semantic.TritonSemantic.broadcast_impl_value = broadcast_unless_alike
+
+
+def _assert_less() -> None:
+    from triton.runtime.interpreter import interpreter_builder
+
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)

@@ -40,9 +40,8 @@ def transform(x, logit_scale, softcap, SOFTCAP: tl.constexpr, STABLEMAX: tl.cons
 
 
 @triton.jit
-def _largest(z, top, log_sum):
-    # The maximum skips NaN, the sum does not; an infinite maximum also makes the sum NaN.
-    return (z >= top) & ((log_sum == log_sum) | (top == float("inf")))
+def _largest(z, top, total):
+    return (z >= top) & (total == total)  # the maximum skips NaN, the sum does not
 
 
 @triton.jit
@@ -134,7 +133,7 @@ def forward_kernel(
             # Padding becomes -inf after the transformation: a softcap would turn -inf into a phantom class.
             z = tl.where(inside, transform(x, logit_scale, softcap, SOFTCAP, STABLEMAX), float("-inf"))
             higher = tl.maximum(top, tl.max(z, 1))
-            shift = tl.where(higher == float("-inf"), 0.0, higher)  # so that blocks of -inf give 0, not NaN
+            shift = tl.where(tl.abs(higher) == float("inf"), 0.0, higher)  # blocks of -inf give 0, inf gives inf, only NaN gives NaN
             total = total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
             top = higher
             if SOFT and accuracy_ptr is not None:
@@ -145,7 +144,7 @@ def forward_kernel(
                 z_first = tl.sum(tl.where(column[None, :] == first[:, None], z, 0.0), 1)
                 target_z = tl.where(block_likeliest > likeliest, z_first, target_z)
                 likeliest = tl.maximum(likeliest, block_likeliest)
-        log_sum = tl.log(total)
+        log_sum = tl.where(top == float("inf"), float("nan"), tl.log(total))
     else:
         top = tl.full((ROWS,), 0.0, ACC)
         log_sum = tl.full((ROWS,), 0.0, ACC)
@@ -153,7 +152,7 @@ def forward_kernel(
     tl.store(stats_ptr + r, top, mask=live)
     tl.store(stats_ptr + rows + r, log_sum, mask=live)
     if SOFT and accuracy_ptr is not None:
-        tl.store(accuracy_ptr + r, _largest(target_z, top, log_sum).to(ACC), mask=live)
+        tl.store(accuracy_ptr + r, _largest(target_z, top, total).to(ACC), mask=live)
 
     loss = tl.full((ROWS,), 0.0, ACC)
     slope = tl.full((ROWS,), 0.0, ACC)
@@ -208,7 +207,7 @@ def forward_kernel(
         loss = tl.where(count, tl.where(known, loss, float("nan")), 0.0)
         slope = tl.where(count, tl.where(known, slope, float("nan")), 0.0)
         if accuracy_ptr is not None:
-            tl.store(accuracy_ptr + r, (count & known & _largest(target_z, top, log_sum)).to(ACC), mask=live)
+            tl.store(accuracy_ptr + r, (count & known & _largest(target_z, top, total)).to(ACC), mask=live)
     tl.store(stats_ptr + 2 * rows + r, slope, mask=live)
     if entropy_ptr is not None:
         tl.store(entropy_ptr + r, entropy, mask=live)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
+import torch
 
 from fastloss.cases import EXTRAS, LABELS, LAYOUTS, SOFT_LABELS, VALUES, WEIGHTS, Case
 from fastloss.fuzz import CLASSES, DTYPES, MANY_CLASSES, run
-from fastloss.oracle import check
+from fastloss.oracle import check, keywords
 from fastloss.registry import LOSSES
 
 QUICK = ("eager", "cpu", "cuda")  # backends of the quick run
@@ -112,6 +114,20 @@ def test_terms_and_extra_outputs(loss, backend, extras):
     ]
     for case in some(backend, cases, 6, loss + str(extras)):
         check(case, None, backend)
+
+
+def test_accuracy_where_a_logit_is_infinite(loss, backend):
+    """An infinite logit of the label is the largest, unless there is a NaN."""
+    if "return_accuracy" not in keywords(LOSSES[loss].function):
+        return
+    input = torch.zeros(4, 600)
+    input[:, 1] = math.inf
+    input[1, 0] = input[2, 599] = math.nan
+    target = torch.tensor([1, 1, 1, 2])
+    targets = (target, torch.nn.functional.one_hot(target, 600).float()) if LOSSES[loss].soft_targets else (target,)
+    for target in targets:
+        _, accuracy = LOSSES[loss].function(input, target, reduction="none", return_accuracy=True, backend=backend)
+        assert accuracy.tolist() == [1, 0, 0, 0]
 
 
 def test_parameters(loss, backend):

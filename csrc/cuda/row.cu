@@ -122,8 +122,16 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
     static_cast<A*>(call.slope)[r] = terms.slope;
     if (!kPlain && call.entropy) static_cast<A*>(call.entropy)[r] = terms.entropy;
     if (call.accuracy) {
-      const bool comparable = log_sum == log_sum || max == A(INFINITY);  // no NaN among the logits
-      static_cast<A*>(call.accuracy)[r] = counts && comparable && target_logit >= max ? A(1) : A(0);
+      bool correct = counts && target_logit >= max;
+      // NaN is larger than any number. The maximum skips it; the sum has it, but is NaN also where the maximum is infinite: there a lane looks.
+      if (correct && log_sum != log_sum) {
+        correct = max == A(INFINITY);
+        for (int64_t c = 0; correct && c < call.classes; ++c) {
+          const A z = transform<F, kPlain>(widen(row[c * call.class_stride]), s);
+          correct = z == z;
+        }
+      }
+      static_cast<A*>(call.accuracy)[r] = correct ? A(1) : A(0);
     }
     if (call.row_loss) static_cast<A*>(call.row_loss)[r] = terms.loss;
     loss_sum.add(terms.loss);
