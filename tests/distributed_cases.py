@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from distributed_harness import FEATURES, close, compare, number, own, raises, rows_of, splits
 from torch import Tensor
 
 import fastloss.distributed.contrastive  # noqa: F401  so that it is imported before processes part
@@ -31,8 +31,6 @@ from bench.distributed import bytes_sent  # noqa: E402
 
 CASES: dict[str, Callable[[], None]] = {}
 ONCE = set()  # cases for which one number of processes is as good as another; of two
-SPLITS = ((3, 3, 3, 3), (5, 1, 3, 2), (3, 0, 4, 2))  # rows of each rank
-FEATURES = 6
 LOST_AFTER = 2  # seconds
 
 
@@ -88,63 +86,6 @@ def lose_one(rank: int, world: int, path: str, results, how: str) -> None:
     results.close()
     results.join_thread()
     os._exit(0)  # a group that has lost a member cannot be left in order
-
-
-def splits() -> Iterator[list[int]]:
-    for rows in SPLITS:
-        yield list(rows[: dist.get_world_size()])
-
-
-def ways() -> Iterator[str]:
-    """By gathering in plain torch, then round the ring with kernels: the two choices have nothing to do with one another."""
-    usual = ring.GATHER_BYTES
-    yield "eager"
-    ring.GATHER_BYTES = 0
-    yield "auto"
-    ring.GATHER_BYTES = usual
-
-
-def own(tensor: Tensor, rows: list[int]) -> Tensor:
-    return tensor.split(rows)[dist.get_rank()].clone()
-
-
-def compare(
-    loss: Callable, sets: list[Tensor], shared: list[Tensor], rows: list[int], split: list[list[int]] | None = None, **options
-) -> None:
-    """Value and gradients of `loss(*sets, *shared)`; floating sets and all of `shared` have gradients."""
-    split = [rows] * len(sets) if split is None else split
-    group = dist.group.WORLD
-    exact = [t.clone().double().requires_grad_() if t.is_floating_point() else t for t in (*sets, *shared)]
-    wanted = loss(*exact, **options, backend="eager")
-    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).bfloat16().double()
-    wanted.backward(upstream)
-    per_row = wanted.dim() > 0
-    for backend in ways():
-        mine = [own(t, s).requires_grad_(t.is_floating_point()) for t, s in zip(sets, split)]
-        factors = [t.clone().requires_grad_() for t in shared]
-        got = loss(*mine, *factors, **options, group=group, backend=backend)
-        got.backward((own(upstream, rows) if per_row else upstream).to(got.dtype))
-        close(got, own(wanted, rows) if per_row else wanted)
-        for x, t, s in zip(mine, exact, split):
-            if x.requires_grad:
-                close(x.grad, own(t.grad, s))
-        for x, t in zip(factors, exact[len(sets) :]):
-            close(x.grad, t.grad)
-
-
-def close(got: Tensor, wanted: Tensor) -> None:
-    eps = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[got.dtype]
-    assert got.shape == wanted.shape, (got.shape, wanted.shape)
-    got, wanted = got.detach().double(), wanted.detach().double()  # torch.testing would import sympy in every process, 2 s
-    assert torch.allclose(got, wanted, rtol=eps, atol=eps, equal_nan=True), f"got {got}, wanted {wanted}"
-
-
-def rows_of(total: int, dtype: torch.dtype = torch.float64, features: int = FEATURES) -> Tensor:
-    return torch.randn(total, features, dtype=torch.float64).to(dtype)
-
-
-def number(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(value, dtype=dtype)
 
 
 @case
@@ -438,6 +379,39 @@ def margins():
     raises(lambda: local(mine, labels - rank), "the labels must be the same", ValueError)
 
 
+@case
+def sampled_classes():
+    """A step that draws some classes of each process is the loss of one process with these alone."""
+    group = Group("test", dist.group.WORLD)
+    x, labels = rows_of(8), torch.tensor([0, 59, 3, 3, 27, 41, 8, 35])
+    torch.manual_seed(dist.get_rank())
+    for name, options, parts in (("ArcFaceLoss", {"scale": 8}, 1), ("LargeMarginSoftmaxLoss", {"margin": 3}, 1),
+                                 ("SubCenterArcFaceLoss", {"scale": 8, "sub_centers": 2}, 2)):
+        build = lambda classes, name=name, options=options, **more: getattr(losses, name)(  # noqa: E731
+            num_classes=classes, embedding_size=FEATURES, **options, **more
+        ).double()
+        local = build(60, group=dist.group.WORLD, sample_rate=0.4)
+        mine = x.clone().requires_grad_()
+        got = local(mine, labels)
+        got.backward()
+        group.agree(lambda: (None, {}, (local.own_classes,)), x)
+        numbers, weights, gradients = (
+            group.concatenated(t) for t in (local.first_class + torch.arange(local.own_classes), *(
+                t.unflatten(1, (-1, parts)).transpose(0, 1).contiguous() for t in (local.W.data, local.W.grad)
+            ))
+        )
+        used = gradients.abs().sum((1, 2)).nonzero().flatten()
+        assert len(used) < 50 and torch.equal(numbers, torch.arange(60))
+        alone = build(len(used))
+        alone.W.data = weights[used].transpose(0, 1).flatten(1).clone()
+        every = x.clone().requires_grad_()
+        wanted = alone(every, torch.searchsorted(used, labels))
+        wanted.backward()
+        close(got, wanted)
+        close(mine.grad, every.grad)
+        close(gradients[used], alone.W.grad.unflatten(1, (-1, parts)).transpose(0, 1))
+
+
 def _model(seed: int = 2) -> torch.nn.Module:
     torch.manual_seed(seed)
     layers = torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
@@ -599,12 +573,3 @@ def agreement():
     mesh = dist.init_device_mesh("cpu", (world,), mesh_dim_names=("dp",))
     for group in (mesh, mesh["dp"], (mesh, "dp"), (mesh, 0)):
         assert Group("clip", group).world == world
-
-
-def raises(call: Callable, message: str, kind) -> None:
-    try:
-        call()
-    except kind as error:
-        assert re.search(message, str(error)), str(error)
-        return
-    raise AssertionError(f"nothing was raised: {message}")

@@ -469,6 +469,38 @@ def test_quirk_15_margins_of_parallel_rows(name, runs_on):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+HEADS = {
+    "ArcFaceLoss": {}, "CosFaceLoss": {}, "SphereFaceLoss": {}, "LargeMarginSoftmaxLoss": {}, "SubCenterArcFaceLoss": {"sub_centers": 2},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_sampled_classes(name, runs_on):
+    """A step compares with as many classes as asked for, the labels' among them, and is the loss of these alone; evaluation takes all."""
+    labels, parts = torch.tensor([0, 9, 3, 3, 7, 1, 8, 5]), HEADS[name].get("sub_centers", 1)
+    build = lambda classes, **more: getattr(losses, name)(num_classes=classes, embedding_size=6, **HEADS[name], **more).double()  # noqa: E731
+    sampled, x = build(40, sample_rate=0.3), torch.randn(8, 6, dtype=torch.float64)
+    seen = set()
+    for _ in range(3):
+        sampled.zero_grad()
+        value, (by_x, by_w) = value_and_gradients(sampled, x, labels)
+        by_w = by_w.unflatten(1, (40, parts))
+        used = by_w.abs().sum((0, 2)).nonzero().flatten()
+        assert len(used) <= 12 and set(labels.tolist()) <= set(used.tolist())
+        seen |= set(used.tolist())
+        alone = build(len(used))
+        alone.W.data = sampled.W.data.unflatten(1, (40, parts))[:, used].flatten(1).clone()
+        wanted, wanted_gradients = value_and_gradients(alone, x, torch.searchsorted(used, labels))
+        assert torch.equal(value, wanted)
+        assert torch.equal(by_x, wanted_gradients[0]) and torch.equal(by_w[:, used].flatten(1), wanted_gradients[1])
+    assert len(seen) > 12
+    whole = build(40)
+    whole.W.data = sampled.W.data.clone()
+    assert torch.equal(sampled.eval()(x, labels), whole(x, labels))
+    with pytest.raises(ValueError, match="sample_rate must be above 0"):
+        build(40, sample_rate=0.0)
+
+
 def test_noise_of_rows_without_variance(runs_on):
     labels = torch.arange(8) // 2
     assert float(losses.SignalToNoiseRatioContrastiveLoss()(torch.ones(8, 4), labels)) == 0

@@ -33,6 +33,9 @@ class LargeMarginSoftmaxLoss(ClassLoss):
             neighbouring classes, as many as the others or one more, and all rows with their labels, and gets the whole loss, the whole
             gradient of the rows, and that of its weights, which ``DistributedDataParallel`` must not average. ``get_logits`` then gives
             those of this process's classes. None where all classes are here.
+        sample_rate: in training, the share of the classes (with `group` of each process's) that a step compares with: as many classes as
+            there are rows, or that share if it is larger, always those of the labels, the others drawn anew at random (partial FC, An et
+            al. 2022). In evaluation, and by default, all.
 
     Attributes:
         W: (D, C), from the normal distribution; with `group` of this process's classes.
@@ -42,10 +45,14 @@ class LargeMarginSoftmaxLoss(ClassLoss):
     normalizes_weights = False
 
     def __init__(
-        self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, group: object = None, **kwargs
+        self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, group: object = None, sample_rate: float = 1.0,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)
+        if not 0 < sample_rate <= 1:
+            raise ValueError(f"{type(self).__name__}: sample_rate must be above 0 and at most 1, got {sample_rate}")
+        self.sample_rate = sample_rate
         self.margin = margin
         self.num_classes = num_classes
         self.scale = scale
@@ -85,20 +92,21 @@ class LargeMarginSoftmaxLoss(ClassLoss):
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
         """(N,), from rows in the dtype that sums are kept in."""
-        w = self.as_rows(self.W, x)
+        columns, here, index = self._picked(labels)
+        w = self.as_rows(self.W if columns is None else self.W[:, columns], x)
         if self.normalizes_weights and not self.normalizes_rows:
             w = F.normalize(w, dim=1)
-        classes = torch.arange(self.first_class, self.first_class + len(w), dtype=x.dtype, device=labels.device)
+        classes = torch.arange(len(w), dtype=x.dtype, device=labels.device)
+        own = index if here is None else torch.where(here, index, -1)
         terms = [Term("lse", "negative", "linear", (self.scale,)), Term("sum", "positive")]
         found = pair_statistics(
-            type(self).__name__, Scores(self._shared(x), w, unit=self.normalizes_rows), terms, labels=(labels.to(x.dtype), classes)
+            type(self).__name__, Scores(self._shared(x), w, unit=self.normalizes_rows), terms, labels=(own.to(x.dtype), classes)
         )
         others, own = found if self._over is None else self._over.merged(terms, found)
         if self.normalizes_rows:
             return softplus(others.value - self.scale * self.target_cosine(own.value))
         size = torch.linalg.vector_norm(x, dim=1)
         if not self.normalizes_weights:
-            here, index = self._own(labels)
             size = size * self._of_all(torch.linalg.vector_norm(w, dim=1)[index], here)
         return softplus(others.value - self.scale * size * self.target_cosine(own.value / size.clamp_min(LEAST_NORM)))
 
@@ -106,12 +114,26 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         """The rows, for what each process computes of its classes: their gradients are added up."""
         return x if self._over is None else self._over.shared(x)
 
-    def _own(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Which labels are classes of this process, and their numbers among these, 0 for others."""
-        if self._over is None:
-            return None, labels
-        here = (labels >= self.first_class) & (labels < self.first_class + self.own_classes)
-        return here, torch.where(here, labels - self.first_class, 0)
+    def _picked(self, labels: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """What a step compares with, among the classes of this process.
+
+        Returns:
+            The picked classes in order, None for all; which labels are of this process, None for all; the labels as numbers of picked
+            classes, 0 for those of other processes.
+        """
+        here = None
+        if self._over is not None:
+            here = (labels >= self.first_class) & (labels < self.first_class + self.own_classes)
+            labels = torch.where(here, labels - self.first_class, 0)
+        if self.sample_rate == 1 or not self.training:
+            return None, here, labels
+        chance = torch.rand(self.own_classes, device=labels.device)
+        certain = torch.ones_like(labels, dtype=chance.dtype) if here is None else here.to(chance.dtype)
+        chance = chance.scatter_reduce(0, labels, 2 * certain, "amax")
+        # As many as the labels can be, so that nothing has to be counted, which on a GPU would wait for it.
+        number = min(self.own_classes, max(len(labels), math.ceil(self.sample_rate * self.own_classes)))
+        columns = chance.topk(number).indices.sort().values
+        return columns, here, torch.searchsorted(columns, labels)
 
     def _of_all(self, values: Tensor, here: Tensor | None) -> Tensor:
         """A value for each row, from the process that has it."""
@@ -209,23 +231,25 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
     def columns_per_class(self) -> int:
         return self.sub_centers
 
-    def _cosines(self, x: Tensor) -> Tensor:
-        """(N, C, K)."""
-        to_centers = F.normalize(self._shared(x), dim=1) @ F.normalize(self.as_rows(self.W, x), dim=1).t()
-        return to_centers.unflatten(1, (self.own_classes, self.sub_centers))
+    def _cosines(self, x: Tensor, picked: Tensor | None = None) -> Tensor:
+        """(N, C, K), C the picked classes or all."""
+        w = self.W if picked is None else self.W.unflatten(1, (self.own_classes, self.sub_centers))[:, picked].flatten(1)
+        to_centers = F.normalize(self._shared(x), dim=1) @ F.normalize(self.as_rows(w, x), dim=1).t()
+        return to_centers.unflatten(1, (-1, self.sub_centers))
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        cosines = self._cosines(x).amax(2)
-        if self._over is not None:
-            here, index = self._own(labels)
-            own = cosines.gather(1, index.unsqueeze(1))
-            kept = torch.where(here.unsqueeze(1), self.target_cosine(own), own)
-            logits = self.scale * cosines.scatter(1, index.unsqueeze(1), kept)
-            return cross_entropy(logits, labels, reduction="none", group=self._over.process_group)
-        labels = labels.unsqueeze(1)
-        return F.cross_entropy(
-            self.scale * cosines.scatter(1, labels, self.target_cosine(cosines.gather(1, labels))), labels.squeeze(1), reduction="none"
-        )
+        picked, here, index = self._picked(labels)
+        cosines = self._cosines(x, picked).amax(2)
+        own = cosines.gather(1, index.unsqueeze(1))
+        if here is None:
+            logits = self.scale * cosines.scatter(1, index.unsqueeze(1), self.target_cosine(own))
+            return F.cross_entropy(logits, index, reduction="none")
+        kept = torch.where(here.unsqueeze(1), self.target_cosine(own), own)
+        logits = self.scale * cosines.scatter(1, index.unsqueeze(1), kept)
+        if picked is not None:  # numbers among the picked classes of all processes
+            before = self._over.gather(torch.tensor([len(picked)], device=labels.device))[: self._over.rank].sum()
+            labels = self._over.sum(torch.where(here, index + before, 0))
+        return cross_entropy(logits, labels, reduction="none", group=self._over.process_group)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return self.scale * self._cosines(wide(embeddings)).amax(2)
