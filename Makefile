@@ -38,8 +38,10 @@ test: build
 check: build
 	$(PYTEST) -m "not slow" $(ARGS)
 
+# Without arguments the whole table, then how cost grows with size and what a second thread brings.
 bench: build
 	$(BIN)/python -m bench $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m bench.scaling)
 
 fuzz: build
 	$(BIN)/fastloss fuzz $(ARGS)

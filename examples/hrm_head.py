@@ -168,7 +168,8 @@ def main() -> None:
 
     def report(number: int, step: Step) -> None:
         if number % 15 == 0 or number + 1 == steps:
-            print(f"step {number:4d}  loss {step.ours:.5f}  plain torch {step.plain:.5f}  cells {step.cells:6.1%}  puzzles {step.puzzles:6.1%}")
+            losses = f"loss {step.ours:.5f}  plain torch {step.plain:.5f}"
+            print(f"step {number:4d}  {losses}  cells {step.cells:6.1%}  puzzles {step.puzzles:6.1%}")
 
     started = time.perf_counter()
     history = train(steps, report=report)

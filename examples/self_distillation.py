@@ -128,7 +128,8 @@ def main() -> None:
     started = time.perf_counter()
     history, before, after = train(steps, report=report)
     check(history)
-    print(f"nearest images show the same digit: {before:.1%} before, {after:.1%} after {steps} steps in {time.perf_counter() - started:.1f} s")
+    seconds = time.perf_counter() - started
+    print(f"nearest images show the same digit: {before:.1%} before, {after:.1%} after {steps} steps in {seconds:.1f} s")
     print("both losses agree at every step, in value and gradient")
 
 

@@ -417,7 +417,10 @@ _apply = fast_apply(_Pair)
 
 
 def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Labels of any dtype as small whole numbers of `dtype`, equal where they were; without a look at the values, but on CPUs, where small whole numbers stay as they are, as labels of `dtype` do anywhere."""
+    """Labels of any dtype as small whole numbers of `dtype`, equal where they were.
+
+    Without a look at the values, but on CPUs, where small whole numbers stay as they are, as labels of `dtype` do anywhere.
+    """
     both = (rows,) if columns is None else (rows, columns)
     if all(t.dtype == dtype or small_numbers(t, EXACT) for t in both):
         return rows.to(dtype), None if columns is None else columns.to(dtype)

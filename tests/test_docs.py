@@ -12,7 +12,8 @@ import pytest
 from fastloss.registry import LOSSES
 
 ENGINE = None
-MODULES = ("fastloss._backends", "fastloss.patch", "fastloss.self_distillation", *sorted({loss.function.__module__ for loss in LOSSES.values()}))
+OF_LOSSES = sorted({loss.function.__module__ for loss in LOSSES.values()})
+MODULES = ("fastloss._backends", "fastloss.patch", "fastloss.self_distillation", *OF_LOSSES)
 
 
 @pytest.mark.parametrize("module", MODULES)

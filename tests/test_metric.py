@@ -478,7 +478,10 @@ HEADS = {
 def test_sampled_classes(name, runs_on):
     """A step compares with as many classes as asked for, the labels' among them, and is the loss of these alone; evaluation takes all."""
     labels, parts = torch.tensor([0, 9, 3, 3, 7, 1, 8, 5]), HEADS[name].get("sub_centers", 1)
-    build = lambda classes, **more: getattr(losses, name)(num_classes=classes, embedding_size=6, **HEADS[name], **more).double()  # noqa: E731
+
+    def build(classes: int, **more):
+        return getattr(losses, name)(num_classes=classes, embedding_size=6, **HEADS[name], **more).double()
+
     sampled, x = build(40, sample_rate=0.3), torch.randn(8, 6, dtype=torch.float64)
     seen = set()
     for _ in range(3):

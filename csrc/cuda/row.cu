@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const RowCall call
     if (!kPlain && call.entropy) static_cast<A*>(call.entropy)[r] = terms.entropy;
     if (call.accuracy) {
       bool correct = counts && target_logit >= max;
-      // NaN is larger than any number. The maximum skips it; the sum has it, but is NaN also where the maximum is infinite: there a lane looks.
+      // NaN is larger than any number. The maximum skips it; the sum has it, but is NaN also where the maximum is infinite: there a lane
+      // looks.
       if (correct && log_sum != log_sum) {
         correct = max == A(INFINITY);
         for (int64_t c = 0; correct && c < call.classes; ++c) {
@@ -255,8 +256,8 @@ void run(bool forward, const RowCall& call, const RowLaunch& launch) {
   if (!forward) return;
   const auto finish = [&](auto* loss) {
     using L = std::remove_pointer_t<decltype(loss)>;
-    start(finish_counted_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial), static_cast<int>(grid.blocks),
-          call.reduction, call.zero_empty != 0, static_cast<AccOf<T>*>(call.divisor), loss);
+    start(finish_counted_kernel<AccOf<T>, L>, 1, kThreads, launch.stream, static_cast<const AccOf<T>*>(s.partial),
+          static_cast<int>(grid.blocks), call.reduction, call.zero_empty != 0, static_cast<AccOf<T>*>(call.divisor), loss);
   };
   with_type(launch.loss_scalar, [&](auto zero) { finish(static_cast<decltype(zero)*>(launch.loss)); });
 }

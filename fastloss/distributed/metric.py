@@ -73,8 +73,8 @@ def remembered(
             raise NotImplementedError(f"{name}: with group neither a miner, nor indices, nor a mask can be had")
         if getattr(loss, "group", memory) is not None or loss.has_embedding_regularizer or not loss.takes_sums():
             raise NotImplementedError(
-                f"{name}: with group a loss over pairs that takes a group, but has none, without a regularizer and with a reducer that needs "
-                f"sums only is wanted, got {type(loss).__name__}"
+                f"{name}: with group a loss over pairs that takes a group, but has none, without a regularizer and with a reducer that "
+                f"needs sums only is wanted, got {type(loss).__name__}"
             )
         c_f.check_shapes(embeddings, labels)
         about = {

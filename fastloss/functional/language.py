@@ -92,7 +92,8 @@ def nano_vlm_loss(
         target = torch.cat([target[:, 1:], torch.full_like(target[:, :1], ignore_index)], 1)
     options = dict(ignore_index=ignore_index, empty="zero", backend=backend, wide=True)
     if from_logits:
-        loss = row_loss("cross_entropy", (), input.movedim(2, 1), target, None, reduction=reduction, label_smoothing=label_smoothing, **options)
+        options |= {"reduction": reduction, "label_smoothing": label_smoothing}
+        loss = row_loss("cross_entropy", (), input.movedim(2, 1), target, None, **options)
     else:
         if not 0.0 <= label_smoothing <= 1.0:
             raise RuntimeError(f"{name}: label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")

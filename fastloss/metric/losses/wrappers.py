@@ -193,7 +193,9 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         curr_batch_idx: where the rows of the last batch are.
     """
 
-    def __init__(self, loss: BaseMetricLossFunction, embedding_size: int, memory_size: int = 1024, miner=None, group: object = None, **kwargs) -> None:
+    def __init__(
+        self, loss: BaseMetricLossFunction, embedding_size: int, memory_size: int = 1024, miner=None, group: object = None, **kwargs
+    ) -> None:
         super().__init__(loss, **kwargs)
         self.miner = miner
         self.group = group
