@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from distributed_harness import FEATURES, close, compare, number, own, raises, rows_of, splits
 from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
 
 import fastloss.distributed.contrastive  # noqa: F401  so that it is imported before processes part
 import fastloss.functional as F
 from fastloss import demo_distributed
 from fastloss.distributed import Group, cached_backward, for_ddp, ring
+from fastloss.distributed import linear as sharded
 from fastloss.metric import distances, losses, reducers
 
 if "bench" not in sys.modules:  # which is not part of the package, and the folder that it lies in not for sys.path
@@ -324,7 +326,7 @@ def linear():
             wanted = F.linear_cross_entropy(*exact[:2], target, linear_bias=exact[2], **more, backend="eager")
             ups = [torch.randn_like(t) for t in wanted[:2]]
             torch.autograd.backward(wanted[:2], ups)
-            for backend in ("eager", "auto"):
+            for backend, sharded.PART_ROWS in (("eager", 1024), ("auto", 2)):
                 mine = [t.clone().requires_grad_() for t in (x, w.split(split)[rank], b.split(split)[rank])]
                 got = F.linear_cross_entropy(*mine[:2], target, linear_bias=mine[2], **more, group=group, backend=backend)
                 torch.autograd.backward(got[:2], ups)
@@ -334,6 +336,15 @@ def linear():
                 for t, e in zip(mine[1:], exact[1:]):
                     close(t.grad, e.grad.split(split)[rank])
     raises(lambda: F.linear_cross_entropy(x, w, target, z_loss=0.1 * rank, group=group), "the options must be the same", ValueError)
+    # Sums of parts are on their way while other parts are computed: nothing waits before the last has started.
+    order, start, wait = [], collectives.all_reduce, collectives.AsyncCollectiveTensor.trigger_wait
+    collectives.all_reduce = lambda *args: order.append("start") or start(*args)
+    collectives.AsyncCollectiveTensor.trigger_wait = lambda self: order.append("wait") or wait(self)
+    x.requires_grad_()
+    F.linear_cross_entropy(x, w.split(split)[rank], target, group=group).backward()
+    collectives.all_reduce, collectives.AsyncCollectiveTensor.trigger_wait = start, wait
+    sharded.PART_ROWS = 1024
+    assert order == ["start"] * 4 + ["wait"] * 4, order
 
 
 @once

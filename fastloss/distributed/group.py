@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed.device_mesh import DeviceMesh
 
 Found = TypeVar("Found")
@@ -115,9 +116,12 @@ class Group:
         """
         return _Sum.apply(self, value)
 
-    def shared(self, value: Tensor | float) -> Tensor | float:
-        """A tensor of which all ranks have the same copy: its gradient is the sum of what the ranks have computed."""
-        return _Shared.apply(self, value) if isinstance(value, Tensor) and value.requires_grad else value
+    def shared(self, value: Tensor | float, ahead: bool = False) -> Tensor | float:
+        """A tensor of which all ranks have the same copy: its gradient is the sum of what the ranks have computed.
+
+        With `ahead` the backward goes on while that sum is on its way, up to the first use of the gradient.
+        """
+        return _Shared.apply(self, value, ahead) if isinstance(value, Tensor) and value.requires_grad else value
 
     def reduced(self, values: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
         """As :func:`fastloss.plain.reduced`, over the rows of all ranks, which are the first of the sizes; of "none" those of this one."""
@@ -181,14 +185,17 @@ class _Sum(torch.autograd.Function):
 
 class _Shared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, group, value):
-        ctx.group = group
+    def forward(ctx, group, value, ahead):
+        ctx.group, ctx.ahead = group, ahead
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad):
-        first_derivative(ctx.group)
-        return None, ctx.group.all_reduce(grad.contiguous().clone())
+        group = ctx.group
+        first_derivative(group)
+        if ctx.ahead and group.world > 1:  # a tensor that waits for the sum where it is used
+            return None, functional_collectives.all_reduce(grad.contiguous(), "sum", group.process_group), None
+        return None, group.all_reduce(grad.contiguous().clone()), None
 
 
 class _Scaled(torch.autograd.Function):

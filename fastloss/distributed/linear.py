@@ -13,6 +13,9 @@ from .group import Group
 from .vocabulary import checksum, local_classes, merged, replicated, shards, weights_of
 
 NAME = one.NAME
+# The rows' gradients are added up over the processes part by part, each while the next is computed. Parts cost another gradient of the
+# weights, and time where they are small.
+PARTS, PART_ROWS = 4, 1024
 
 
 def linear_cross_entropy(
@@ -53,13 +56,19 @@ def linear_cross_entropy(
     rows = target.shape
     target = target.reshape(-1)
     _checks.labels_in_range(NAME, target, classes, settings["ignore_index"])
-    x = x if sequence else together.shared(x)
+
+    def shared(rows: Tensor) -> list[Tensor]:
+        if sequence:
+            return [rows]
+        parts = rows.split(max(PART_ROWS, -(-len(rows) // PARTS)))
+        return [together.shared(part, ahead=len(parts) > 1) for part in parts]
+
     if settings["softcap"] is not None and settings["label_smoothing"] > 0 and weight is not None:
         loss, *extras = one._by_logits(
-            x, linear_weight, target, linear_bias, weight, settings, False, backend, together.process_group
+            x if sequence else together.shared(x), linear_weight, target, linear_bias, weight, settings, False, backend, together.process_group
         )
     else:
-        shard = one.Shard(first, classes, lambda terms, found: merged(together, terms, found), together.sum)
+        shard = one.Shard(first, classes, lambda terms, found: merged(together, terms, found), together.sum, shared)
         loss, *extras = one._by_statistics(
             x, linear_weight, target, linear_bias, weight, settings, False, memory_budget, backend, shard
         )

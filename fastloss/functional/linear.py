@@ -149,6 +149,7 @@ class Shard(NamedTuple):
     classes: int  # of all
     merged: Callable[[Sequence[Term], Sequence[Statistic]], list[Statistic]]
     sum: Callable[[Tensor], Tensor]
+    shared: Callable[[Tensor], list[Tensor]]  # rows that all have, in parts
 
 
 def _shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
@@ -238,9 +239,17 @@ def _by_statistics(
     if settings["return_accuracy"]:
         terms.append(Term("max"))
     cap = settings["softcap"]
-    scores = Scores(x, linear_weight, None, bias, scale, "none" if cap is None else "softcap", 1.0 if cap is None else float(cap))
+    transform = "none" if cap is None else "softcap", 1.0 if cap is None else float(cap)
     index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
-    found = pair_statistics(NAME, scores, terms, (label, index), backend=backend, memory_budget=memory_budget)
+    parts = [x] if shard is None else shard.shared(x)
+    if mixed and shard is not None:  # another gradient reaches them
+        x = torch.cat(parts)
+    found = [
+        pair_statistics(NAME, Scores(part, linear_weight, None, bias, scale, *transform), terms, (own, index), backend=backend,
+                        memory_budget=memory_budget)
+        for part, own in zip(parts, label.split([len(part) for part in parts]))
+    ]
+    found = found[0] if len(parts) == 1 else [Statistic(*(torch.cat(t) for t in zip(*each))) for each in zip(*found)]
     lse, hit, *rest = found if shard is None else shard.merged(terms, found)
     z = lse.value
     weight = None if weight is None else weight.to(z.dtype)
