@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from distributed_harness import FEATURES, close, compare, number, own, raises, rows_of, splits
+from distributed_harness import FEATURES, close, compare, like_one, number, own, raises, rows_of, splits
 from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 
@@ -164,15 +164,8 @@ def decorrelation():
 
 
 def _decorrelation(loss: Callable, sets: list[Tensor], rows: list[int], **options) -> None:
-    whole = [z.clone().requires_grad_() for z in sets]
-    wanted = loss(*whole, **options)
-    wanted.backward()
-    mine = [own(z, rows).requires_grad_() for z in sets]
-    got = loss(*mine, **options, group=dist.group.WORLD)
-    got.backward()
-    close(got, wanted)
-    for z, w in zip(mine, whole):
-        close(z.grad, own(w.grad, rows))
+    for dtype in (torch.float64, torch.float32):
+        like_one(lambda *z, **more: loss(*z, **options, **more), [z.to(dtype) for z in sets], rows)
 
 
 METRIC = {
@@ -199,14 +192,13 @@ def metric():
         for labels in (torch.arange(total) % 3, torch.arange(total) // rows[0], torch.arange(total))[: 3 if some else 1]:
             for name, each in METRIC.items():
                 for options in each[: 2 if some else 1]:
-                    whole = x.clone().requires_grad_()
-                    wanted = getattr(losses, name)(**options)(whole, labels)
-                    wanted.backward()
-                    mine = own(x, rows).requires_grad_()
-                    got = getattr(losses, name)(**options, group=dist.group.WORLD)(mine, own(labels, rows))
-                    got.backward()
-                    close(got, wanted)
-                    close(mine.grad, own(whole.grad, rows))
+                    for dtype in (torch.float64, torch.float32):
+                        mine = like_one(
+                            lambda z, group=None, name=name, options=options, labels=labels: getattr(losses, name)(**options, group=group)(
+                                z, labels if group is None else own(labels, rows)
+                            ),
+                            [x.to(dtype)], rows,
+                        )[0]
     for options, message in (
         ({"temperature": 0.1 + dist.get_rank()}, "the loss's settings must be the same"),
         ({"reducer": reducers.DoNothingReducer()}, "sums only"),
