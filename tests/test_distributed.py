@@ -47,7 +47,10 @@ def outcomes(started):
     return functools.cache(lambda world: started(distributed_cases.run, world, answers=world))
 
 
-@pytest.mark.parametrize(("name", "world"), [(name, world) for name in CASES for world in WORLDS if world == 2 or name not in ONCE])
+@pytest.mark.parametrize(("name", "world"), [
+    pytest.param(name, world, marks=() if world == 2 else pytest.mark.slow)
+    for name in CASES for world in WORLDS if world == 2 or name not in ONCE
+])
 def test_over_processes(outcomes, name, world):
     for rank, found in outcomes(world).items():
         assert found.get(name, "not reached") is None, f"rank {rank}:\n{found.get(name, 'not reached')}"
