@@ -178,6 +178,23 @@ def paper(total: int, features: int, world: int) -> Table:
     return table
 
 
+# Cheng et al. 2024, abstract: the largest batches of CLIP-ViT-L/14, whose embeddings have 768 numbers, that Inf-CL trains on devices of
+# 80 GB.
+PUBLISHED, PUBLISHED_FEATURES = ((4 * 2**20, 8), (12 * 2**20, 32)), 768
+
+
+def beside_published() -> Table:
+    """What our loss would take of a device where Inf-CL's largest published batches fill it together with the model."""
+    about = f"with ViT-L/14 on devices of 80 GB, {PUBLISHED_FEATURES} features"
+    title = f"On paper: clip_loss of batches that Inf-CL is published to train {about}"
+    table = _table(title, "rows of all", "devices", "scores of a device's rows GB", "memory of the loss GB", "GB sent in bfloat16")
+    for total, world in PUBLISHED:
+        found = on_paper(total, PUBLISHED_FEATURES, world, 2, 1.0, 1.0)
+        keys = "scores of its rows GB", "memory of the loss GB", "GB sent"
+        table.add_row(f"{total:,}", str(world), *(f"{found[key]:,.3g}" for key in keys))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description=__doc__)
     parser.add_argument("--rows", type=int, default=8192)
@@ -188,6 +205,7 @@ def main() -> None:
         "laws": functools.partial(laws, given.rows, given.features),
         "scaling": functools.partial(scaling, given.rows, given.features, given.rounds),
         "paper": functools.partial(paper, 2**20, given.features, 64),
+        "beside published": beside_published,
     }
     for part in parts.values():
         console.print(part())

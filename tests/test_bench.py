@@ -16,7 +16,7 @@ from checkout import ROOT
 from rich.console import Console
 
 from bench import __main__ as command
-from bench import metric, report, rivals, scaling, worker
+from bench import distributed, metric, report, rivals, scaling, worker
 from bench.metric import METRIC, MetricWorkload
 from bench.workload import Workload
 from bench.workloads import WORKLOADS
@@ -339,3 +339,12 @@ def test_scaling_of_one_loss(monkeypatch, capsys, tmp_path):
     assert scaling.main(["mse"]) == 1 and "no memory" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         scaling.main(["absent"])
+
+
+def test_a_run_on_paper_is_the_law():
+    found = distributed.on_paper(2**20, 512, 64, 2, 1e14, 25e9)
+    assert found["rows"] == 2**14 and found["scores of its rows GB"] == pytest.approx(68.7, abs=0.1)
+    assert found["GB sent"] == pytest.approx(2**14 * (2 * 63 * 512 * 2 + 64 * 512 * 4 + (64 + 63) * 8) / 1e9)
+    assert found["s computing"] == pytest.approx(8 * 2**14 * 2**20 * 512 / 1e14)
+    assert found["s, the longer"] == max(found["s computing"], found["s sending"])
+    assert distributed.beside_published().row_count == len(distributed.PUBLISHED)
