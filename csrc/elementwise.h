@@ -278,7 +278,7 @@ struct SigmoidFocal {
     if (params[1] != 0 && any(less(V(0), soft))) {  // gamma = 0 has no use for ratios, of which a tiny miss would make infinities
       const auto between = less(V(0), soft);
       log_miss = select(between, log(miss), log_miss);
-      const V divisor = at_least(V(1e-30), miss);
+      const V divisor = at_least(least_divisor<V>(), miss);
       ratio = select(between, (V(1) - t - t) * l.p * l.q / divisor, ratio);
       target_ratio = select(between, (l.q - l.p) / divisor, V(0));
     }

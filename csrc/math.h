@@ -67,6 +67,12 @@ FL_HD V at_least(V low, V x) {
   return select(less(x, low), low, x);
 }
 
+// About the smallest number whose reciprocal is finite: 1e-300 is 0 in float.
+template <class V>
+FL_HD V least_divisor() {
+  return select(less(V(0), V(1e-300)), V(1e-300), V(1e-37));
+}
+
 // The smaller of the two; a when either is NaN.
 template <class V>
 FL_HD V smaller(V a, V b) {

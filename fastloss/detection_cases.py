@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .cases import LAYOUTS
+from .engine import accumulate_dtype
 from .functional.detection import anchor_points
 from .plain_cases import PlainCall
 
@@ -83,6 +84,26 @@ class DetectionCall(PlainCall):
     def differentiable(self) -> list[str]:
         """The tensors that gradients are compared of."""
         return ["input"]
+
+    def scales(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """As for other plain losses; without a bound where two anchors are so alike that roundings decide which of them an object gets."""
+        result = super().scales(upstream)
+        return result if self._decided() else {**result, "loss": 1e30, "input": 1e30}
+
+    def _decided(self) -> bool:
+        """Whether the loss moves no further than its slope says where every prediction moves by a few roundings."""
+        wide = self.to(torch.float64)
+        x = wide.by_name["input"].detach().requires_grad_()
+        value = self._run(replace(wide, by_name=wide.by_name | {"input": x}))
+        slope = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(x)
+        eps = torch.finfo(accumulate_dtype(self.by_name["input"].dtype)).eps
+        generator = torch.Generator().manual_seed(self.case.seed)
+        for _ in range(3):
+            step = 32 * eps * (1 + x.detach().abs()) * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            moved = self._run(replace(wide, by_name=wide.by_name | {"input": x.detach() + step}))
+            if (moved - value).abs() > 8 * (slope * step).abs().sum() + 64 * eps * (1 + value.abs()):
+                return False
+        return True
 
 
 def _corners(raw: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class DivergenceCall(NamedCall):
         t1, t2 = (float(params.get(name, params.get("temperature", 1.0))) for name in ("student_temp", "teacher_temp"))
         x, y = self.by_name["input"].double(), self.by_name["target"].double()
         if "center" in self.by_name:
-            y = y - self.by_name["center"].double()
+            y = y - self.by_name["center"].double().flatten()
         (p, l), (q, m) = _softmax(x / t1), _softmax(y / t2)
         factor = t1 * t1 if params.get("squared_temperature") else 1.0
         back = upstream["loss"].double().abs() if "loss" in upstream else torch.zeros(())

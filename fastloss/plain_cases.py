@@ -12,6 +12,7 @@ from torch import Tensor
 from .cases import LAYOUTS, NamedCall
 from .elementwise_cases import DOMAINS, middle
 from .elementwise_cases import VALUES as ALL_VALUES
+from .engine import accumulate_dtype
 from .registry import LOSSES
 
 VALUES = {name: ALL_VALUES[name] for name in ("normal", "wide", "tiny", "equal")}
@@ -127,6 +128,9 @@ class PlainCall(NamedCall):
             largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
             for name in ("loss", *leaves):
                 result[name] += terms * (1.0 if name == "loss" else largest)
+            if dict(self.case.params).get("kind") == "tv" and _alike(wide.by_name, dict(self.case.params)["temperature"], self.case.dtype):
+                for name in leaves:  # the sign of a difference that is a rounding is anything, and it enters a whole row
+                    result[name] /= torch.finfo(accumulate_dtype(getattr(torch, self.case.dtype))).eps
         return result
 
 
@@ -141,6 +145,15 @@ def _logits(tensors: Mapping[str, Tensor], temperature: float, **choices) -> flo
     """How large log-probabilities of either side are, softened and scaled back."""
     student = tensors["input"].detach().abs() @ tensors["linear_weight"].abs().t()
     return max(temperature, 1.0) ** 2 * (float(student.max() + tensors["target"].abs().max()) / temperature + 4.0)
+
+
+def _alike(tensors: Mapping[str, Tensor], temperature: float, dtype: str) -> bool:
+    """Whether some class has, but for roundings, the same probability on both sides of a distillation."""
+    x, y = tensors["input"].detach() @ tensors["linear_weight"].detach().t(), tensors["target"].detach()
+    p, q = (torch.softmax(z / temperature, -1) for z in (x, y))
+    size = 1 + (tensors["input"].detach().abs() @ tensors["linear_weight"].detach().abs().t() + y.abs()) / temperature
+    eps = torch.finfo(accumulate_dtype(getattr(torch, dtype))).eps
+    return bool(((p - q).abs() < 64 * eps * (p + q) * size).any())
 
 
 # Losses that are differences of larger terms: how large those are.

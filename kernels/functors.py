@@ -371,7 +371,8 @@ def sigmoid_focal(x, t, z, p):
     factor = tl.where(gamma == 0.0, 1.0, tl.exp(gamma * log_miss))
     # Labels have ratios without a quotient, and gamma = 0 has no use for them: a tiny miss would make them infinite.
     soft = (t != 1.0) & (t != 0.0)
-    quotient = 1.0 / tl.where(soft, tl.where(gamma == 0.0, 1.0, tl.where(miss < 1e-30, 1e-30, miss)), 1.0)
+    least: tl.constexpr = 1e-300 if x.dtype == tl.float64 else 1e-37  # whose reciprocal is finite
+    quotient = 1.0 / tl.where(soft, tl.where(gamma == 0.0, 1.0, tl.where(miss < least, least, miss)), 1.0)
     ratio = tl.where(positive, -chance, tl.where(soft, (1.0 - t - t) * chance * rest * quotient, rest))
     t_ratio = tl.where(soft, (rest - chance) * quotient, 0.0)  # not for labels: rest may have underflowed
     if p[2] > 0.0:  # threshold
