@@ -356,6 +356,17 @@ def test_defect_18_focal_of_a_confident_mistake_is_not_cut_off(backend):
     assert value.item() == 60.0
 
 
+@pytest.mark.parametrize(("x", "t", "dtype", "slope"), [
+    (-75.53746461868286, 3.8411167204624607e-32, torch.float64, 2.8852987198006005e-11),
+    (-70.0, 1e-31, torch.float32, 5.7444032067851931e-11),
+])
+def test_slope_of_sigmoid_focal_at_targets_near_0(x, t, dtype, slope, backend):
+    t = torch.tensor([t], dtype=dtype, requires_grad=True)
+    value = ours.sigmoid_focal_loss(torch.tensor([x], dtype=dtype), t, alpha=0.0, gamma=0.4, backend=backend)
+    (grad,) = torch.autograd.grad(value.sum(), t)
+    assert grad.item() == pytest.approx(slope, rel=2e-6 if dtype == torch.float32 else 1e-12)
+
+
 def test_small_errors_of_log_cosh_keep_their_accuracy(backend):
     if backend == "eager":
         return  # the formula cancels; it is the truth in float64 only
