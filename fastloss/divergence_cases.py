@@ -76,7 +76,12 @@ class DivergenceCase:
         generator = torch.Generator().manual_seed(self.seed)
         dtype, operands = getattr(torch, self.dtype), LOSSES[self.loss].operands
         shape = self.shape if self.loss != "ibot_patch" else (*(1,) * (3 - len(self.shape)), *self.shape)
+        center = torch.randn(1, shape[-1], generator=generator).to(dtype) if "center" in operands and self.center else None
         sides = VALUES[self.values]((STUDENTS if self.crops else 1, *shape), generator)
+        if "teacher_temp" in dict(self.params):
+            # What a class adds whose probability underflows, and which the student has not at all, depends on how it underflows.
+            sharp = (sides[1].to(dtype).double() - (0.0 if center is None else center)) / dict(self.params)["teacher_temp"]
+            sides[1][sides[0].isinf().any(0) & (torch.softmax(sharp, -1) < 1e-30)] = -math.inf
         tensors: dict[str, Tensor] = {}
         memories: dict[str, Tensor] = {}
         for name, raw, layout in zip(operands, sides, (self.layout, self.target_layout)):
@@ -89,8 +94,8 @@ class DivergenceCase:
             if self.loss == "ibot_patch":
                 tensors["mask"] = tensors["mask"] if "mask" in tensors else torch.rand(shape[:-1], generator=generator) < 0.6
                 tensors.pop("labels", None)
-        if "center" in operands and self.center:
-            tensors["center"] = torch.randn(1, shape[-1], generator=generator).to(dtype)
+        if center is not None:
+            tensors["center"] = center
         return DivergenceCall(self, tensors, memories)
 
 

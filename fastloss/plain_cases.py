@@ -126,8 +126,9 @@ class PlainCall(NamedCall):
         if self.case.loss in TERMS:
             terms = TERMS[self.case.loss](wide.by_name, **dict(self.case.params))
             largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
+            rows = wide.by_name["target"].shape[:-1].numel()
             for name in ("loss", *leaves):
-                result[name] += terms * (1.0 if name == "loss" else largest)
+                result[name] += terms * (largest if name != "loss" else rows if self.case.reduction == "sum" else 1.0)
             if dict(self.case.params).get("kind") == "tv" and _alike(wide.by_name, dict(self.case.params)["temperature"], self.case.dtype):
                 for name in leaves:  # the sign of a difference that is a rounding is anything, and it enters a whole row
                     result[name] /= torch.finfo(accumulate_dtype(getattr(torch, self.case.dtype))).eps
