@@ -126,7 +126,7 @@ class PlainCall(NamedCall):
         if self.case.loss in TERMS:
             terms = TERMS[self.case.loss](wide.by_name, **dict(self.case.params))
             largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
-            rows = wide.by_name["target"].shape[:-1].numel()
+            rows = next(iter(wide.by_name.values())).shape[:-1].numel()
             for name in ("loss", *leaves):
                 result[name] += terms * (largest if name != "loss" else rows if self.case.reduction == "sum" else 1.0)
             if dict(self.case.params).get("kind") == "tv" and _alike(wide.by_name, dict(self.case.params)["temperature"], self.case.dtype):
@@ -157,8 +157,13 @@ def _alike(tensors: Mapping[str, Tensor], temperature: float, dtype: str) -> boo
     return bool(((p - q).abs() < 64 * eps * (p + q) * size).any())
 
 
+def _correlations(tensors: Mapping[str, Tensor], lambd: float, **choices) -> float:
+    """How large the slope of a standardised feature is; of a batch of two rows nearly nothing of it is left for the feature itself."""
+    return 2.0 * max(1.0, lambd * tensors["z1"].shape[-1])
+
+
 # Losses that are differences of larger terms: how large those are.
-TERMS: dict[str, Callable[..., float]] = {"linear_distillation": _logits}
+TERMS: dict[str, Callable[..., float]] = {"linear_distillation": _logits, "barlow_twins": _correlations}
 
 # Tensors of integers, which are not differentiated.
 INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
