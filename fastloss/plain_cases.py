@@ -163,7 +163,11 @@ def _correlations(tensors: Mapping[str, Tensor], lambd: float, **choices) -> flo
 
 
 # Losses that are differences of larger terms: how large those are.
-TERMS: dict[str, Callable[..., float]] = {"linear_distillation": _logits, "barlow_twins": _correlations}
+TERMS: dict[str, Callable[..., float]] = {
+    "linear_distillation": _logits, "barlow_twins": _correlations,
+    # Entropies, up to log C, less cross-entropies or entropies.
+    **{name: lambda tensors, **choices: 8.0 for name in ("decoupled_information", "focal_uncertainty", "goodhart_aware")},
+}
 
 # Tensors of integers, which are not differentiated.
 INDICES: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
