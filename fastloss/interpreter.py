@@ -1,4 +1,4 @@
-"""Triton's interpreter in a third of its time, for tests and for fuzzing: the same operations, with less said about each.
+"""Triton's interpreter, made faster for tests and for fuzzing: the same operations, with less said about each.
 
 The interpreter pays by the operation: numpy's part of one is small beside the objects that describe types and shapes, and each call of a
 device function goes through the whole language to put the interpreted functions in place. Nothing that is computed changes here; only the

@@ -500,8 +500,11 @@ def test_sampled_classes(name, runs_on):
     whole = build(40)
     whole.W.data = sampled.W.data.clone()
     assert torch.equal(sampled.eval()(x, labels), whole(x, labels))
+    assert build(40, sample_rate=0.3)(x[:0], labels[:0]).isnan() and build(40)(x[:0], labels[:0]).isnan()
     with pytest.raises(ValueError, match="sample_rate must be above 0"):
         build(40, sample_rate=0.0)
+    with pytest.raises(TypeError, match="sample_rate must be a number, got str"):
+        build(40, sample_rate="0.1")
 
 
 def test_noise_of_rows_without_variance(runs_on):

@@ -50,6 +50,8 @@ class LargeMarginSoftmaxLoss(ClassLoss):
     ) -> None:
         super().__init__(**kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)):
+            raise TypeError(f"{type(self).__name__}: sample_rate must be a number, got {type(sample_rate).__name__}")
         if not 0 < sample_rate <= 1:
             raise ValueError(f"{type(self).__name__}: sample_rate must be above 0 and at most 1, got {sample_rate}")
         self.sample_rate = sample_rate
