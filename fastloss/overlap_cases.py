@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cases import LAYOUTS, WEIGHTS, NamedCall
 from .elementwise_cases import VALUES, middle
-from .functional.metric import METRICS
+from .functional.metric import METRICS, soft_confusion_matrix
 from .regions import ABSENT, GROUPS
 from .registry import LOSSES
 
@@ -164,6 +164,10 @@ class OverlapCall(NamedCall):
                                           backend="eager")
         shape = loss.shape
         sizes: dict[str, Tensor | float] = {"truth": 1.0 + sum(case.shape) ** 0.5, "relative": 1.0, "loss": factor}
+        if case.loss == "any":  # rates of a class that is hardly there: what the truth itself is rounded by
+            given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
+            tp, fn, fp, tn = (count.detach() for count in soft_confusion_matrix(*positional, **given, backend="eager"))
+            sizes["truth"] /= float(torch.stack((tp + fn, tn + fp, tp + fp, tn + fn)).amin() / (tp + fn + fp + tn))
         if case.options and dict(case.options).get("reduction") == "sum":
             sizes["loss"] = factor * max(1, case.shape[0] * case.shape[1])
         back = upstream["loss"].double().reshape(shape) if "loss" in upstream else torch.zeros(shape, dtype=torch.float64)

@@ -251,7 +251,7 @@ def analyze_focal_uncertainty_loss(
 
 
 @register(
-    "plain", formula="CE(x, y) - w_e H_c + w_m max(0, H(mean_n p_n) - H_c), H_c = mean_n H(p_n)",
+    "plain", formula="CE(x, y) - w_e H_c + w_m (H(mean_n p_n) - H_c), H_c = mean_n H(p_n)",
     source="mutual information of batch and prediction: Krause et al. 2010, equation 3",
     operands={"input": "real", "target": "class"}, dims=(2, 2),
     params={"label_smoothing": (0.0, 0.2), "entropy_weight": (0.0, 0.5), "mi_weight": (0.0, 0.1)},
@@ -269,8 +269,11 @@ def goodhart_aware_loss(
 ) -> Tensor:
     r"""Cross-entropy that rewards uncertain predictions and keeps what predictions tell about their input small.
 
-    .. math:: \ell_n = \text{CE}(x_n, y_n) - w_e H_c + w_m \max(0, H_m - H_c), \qquad
+    .. math:: \ell_n = \text{CE}(x_n, y_n) - w_e H_c + w_m (H_m - H_c), \qquad
         H_c = \frac{1}{N} \sum_m H(p_m), \ H_m = H\left(\frac{1}{N} \sum_m p_m\right)
+
+    The entropy is concave, so :math:`H_m - H_c` is never negative; where predictions are so alike that its value is a rounding, its
+    gradient is still right.
 
     Args:
         input: logits, or probabilities without `from_logits`; float32, float64, bfloat16 or float16, any strides.
@@ -310,7 +313,7 @@ def goodhart_aware_loss(
         _checks.warn(f"{name}: mi_weight={mi_weight} is above 0.1, where predictions tell little about their input")
     dtype, (x, t) = widened(name, {"input": input, "target": target}, backend, reduction)
     losses, each, mean = _entropies(_logits(name, x, from_logits, label_smoothing), t, label_smoothing, backend)
-    return reduced(losses + (mi_weight * torch.relu(mean - each) - entropy_weight * each), reduction, dtype)
+    return reduced(losses + (mi_weight * (mean - each) - entropy_weight * each), reduction, dtype)
 
 
 def analyze_goodhart_aware_loss(
