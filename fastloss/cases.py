@@ -6,7 +6,6 @@ structure and a case can be printed as one line of Python.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -68,7 +67,7 @@ class Case:
     def of(self, loss: str) -> Case:
         """The same case of another loss: its parameters in the middle of their ranges, choices that it does not have at their default."""
         about = LOSSES[loss]
-        taken = inspect.signature(about.function).parameters
+        taken = about.parameters
         plain = {name: default for name, default in _DEFAULTS.items() if name in _KEYWORDS and name not in taken}
         plain["extras"] = tuple(extra for extra in self.extras if f"return_{extra}" in taken)
         if weight_keyword(loss) is None:
@@ -114,7 +113,7 @@ _KEYWORDS = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap"
 
 def weight_keyword(loss: str) -> str | None:
     """The name under which a loss takes one factor a class."""
-    taken = inspect.signature(LOSSES[loss].function).parameters
+    taken = LOSSES[loss].parameters
     return next((name for name in ("weight", "alpha") if name in taken), None)
 
 

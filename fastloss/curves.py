@@ -66,7 +66,7 @@ def curve(loss: Loss, points: int = 241) -> Curve | None:
 
 def _values(loss: Loss, *tensors: Tensor) -> Tensor:
     """The function's own values; a parameter that it wants in any case is in the middle of its range."""
-    parameters = inspect.signature(loss.function).parameters
+    parameters = loss.parameters
     wanted = {name: middle(bounds) for name, bounds in loss.params.items() if parameters[name].default is inspect.Parameter.empty}
     usual = {name: value for name, value in (("reduction", "none"), ("backend", "eager")) if name in parameters}
     return loss.function(*tensors, **wanted, **usual)

@@ -64,7 +64,7 @@ class ElementwiseCase:
             plain["target_shape"] = "same"
         if self.third_shape not in third_shapes(loss):
             plain["third_shape"] = third_shapes(loss)[0]
-        if "weight" not in inspect.signature(about.function).parameters:
+        if "weight" not in about.parameters:
             plain["weight"] = "none"
         params = tuple((name, middle(bounds)) for name, bounds in about.params.items())
         return replace(self, **plain, loss=loss, params=params)
@@ -132,7 +132,7 @@ class ElementwiseCall(NamedCall):
 
     def arguments(self, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """How the loss takes these tensors: by position, and by keyword."""
-        parameters = inspect.signature(LOSSES[self.case.loss].function).parameters
+        parameters = LOSSES[self.case.loss].parameters
         positional = tuple(t for name, t in tensors.items() if parameters[name].default is inspect.Parameter.empty)
         return positional, {name: t for name, t in tensors.items() if parameters[name].default is not inspect.Parameter.empty}
 

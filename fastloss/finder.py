@@ -69,7 +69,7 @@ def arguments(loss: Loss) -> list[dict[str, str | None]]:
             "default": None if parameter.default is parameter.empty else repr(parameter.default),
             "about": described.get(parameter.name, ""),
         }
-        for parameter in inspect.signature(loss.function).parameters.values()
+        for parameter in loss.parameters.values()
     ]
 
 
@@ -152,7 +152,7 @@ def lines(losses: list[Loss]) -> str:
 
 def _call(loss: Loss) -> str:
     parameters = [
-        parameter.replace(annotation=parameter.empty) for parameter in inspect.signature(loss.function).parameters.values()
+        parameter.replace(annotation=parameter.empty) for parameter in loss.parameters.values()
     ]
     return f"fastloss.functional.{loss.function.__name__}{inspect.Signature(parameters)}"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import json
 import math
 import os
@@ -147,7 +146,7 @@ def _elementwise_cases(draw: Callable, loss: str, allowed: frozenset[str], small
 
 @st.composite
 def _overlap_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool) -> OverlapCase:
-    about, taken = LOSSES[loss], inspect.signature(LOSSES[loss].function).parameters
+    about, taken = LOSSES[loss], LOSSES[loss].parameters
     most = 300 if small else MOST_ELEMENTS
     shape = _shape(draw, most, least_rank=2) if "channel_dim" in taken else _any_shape(draw, most)
     chosen: dict = {"loss": loss, "shape": shape, "seed": draw(st.integers(0, 2**16))}

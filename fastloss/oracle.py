@@ -59,7 +59,7 @@ def keywords(function: Callable) -> frozenset[str]:
     """The keywords that a callable takes; everything when it takes ``**kwargs``."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return frozenset(inspect.signature(LOSSES["cross_entropy"].function).parameters)
+        return frozenset(LOSSES["cross_entropy"].parameters)
     return frozenset(p.name for p in parameters)
 
 

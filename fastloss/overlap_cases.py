@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -62,7 +61,7 @@ class OverlapCase:
     def of(self, loss: str) -> OverlapCase:
         """The same case of another loss: its numbers in the middle of their ranges, options that it does not take left out."""
         about = LOSSES[loss]
-        taken = inspect.signature(about.function).parameters
+        taken = about.parameters
         options = tuple((name, value) for name, value in self.options if name in taken and (name, value) in choices(loss, name))
         params = tuple((name, middle(bounds)) for name, bounds in about.params.items())
         weighted = "weight" in taken and dict(options).get("group") in (None, "batch")
@@ -181,7 +180,7 @@ class OverlapCall(NamedCall):
 
 def targets(loss: str) -> tuple[str, ...]:
     """The keys of :data:`TARGETS` that a loss takes."""
-    ignores = "ignore_index" in inspect.signature(LOSSES[loss].function).parameters
+    ignores = "ignore_index" in LOSSES[loss].parameters
     return tuple(name for name in TARGETS if ignores or "ignored" not in name)
 
 
@@ -193,7 +192,7 @@ def choices(loss: str, option: str) -> tuple[tuple[str, object], ...]:
         "channel_dim": (-1,), "reduction": ("none", "sum"), "batch": (True,), "class_weighting": ("simple", "uniform"),
         "metric": METRICS, "from_logits": (True,), "beta": (0.5, 2.0),
     }
-    if option not in inspect.signature(LOSSES[loss].function).parameters or option in LOSSES[loss].params:
+    if option not in LOSSES[loss].parameters or option in LOSSES[loss].params:
         return ()
     if option == "activation" and loss in ("dice_ce", "dice_focal"):
         return (("activation", "softmax"), ("activation", "sigmoid"))

@@ -67,7 +67,7 @@ class PairCase:
 
     def options(self) -> dict:
         """The keyword arguments of the call, without tensors."""
-        taken = inspect.signature(LOSSES[self.loss].function).parameters
+        taken = LOSSES[self.loss].parameters
         chosen = ({"reduction": self.reduction} if "reduction" in taken else {}) | dict(self.params)
         if not {"query_to_doc", "doc_to_query"}.issuperset(chosen.get("directions", ())):
             chosen["partition_mode"] = "joint"
@@ -117,7 +117,7 @@ class PairCall(PlainCall):
 
     def arguments(self, tensors: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """How the loss takes these tensors: by position, and by keyword where something may be left out."""
-        parameters = inspect.signature(LOSSES[self.case.loss].function).parameters
+        parameters = LOSSES[self.case.loss].parameters
         named = {name: t for name, t in tensors.items() if parameters[name].default is not inspect.Parameter.empty}
         return tuple(t for name, t in tensors.items() if name not in named), named
 

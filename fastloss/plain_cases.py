@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -63,7 +62,7 @@ class PlainCase:
 
     def options(self) -> dict:
         """The keyword arguments of the call, without tensors."""
-        taken = inspect.signature(LOSSES[self.loss].function).parameters
+        taken = LOSSES[self.loss].parameters
         return ({"reduction": self.reduction} if "reduction" in taken else {}) | dict(self.params)
 
     def build(self) -> PlainCall:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Loss:
     logits: bool = True
     stablemax: bool = False
     backends: tuple[str, ...] = ("eager", "cpu", "triton", "cuda")
+
+    @cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of the function, by name."""
+        return inspect.signature(self.function).parameters
 
 
 LOSSES: dict[str, Loss] = {}
