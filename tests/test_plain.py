@@ -236,6 +236,26 @@ def test_gradient_of_the_negative_elbo():
     torch.testing.assert_close(_gradient(value, r), (r - torch.sigmoid(x)) / 5, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("factor", [2.0**-100, 2.0**126, 0.0])
+def test_normalized_probabilities_of_any_size(factor):
+    p, t = torch.rand(5, 4), torch.rand(5, 4)
+    small = (p * factor).requires_grad_()
+    value = ours.categorical_focal_loss(small, t, normalize=True)
+    if not factor:
+        torch.testing.assert_close(value, ours.categorical_focal_loss(torch.zeros(5, 4), t))
+        assert not _gradient(value, small).any()
+        return
+    torch.testing.assert_close(value, ours.categorical_focal_loss(p, t, normalize=True), rtol=0, atol=0)
+    p.requires_grad_()
+    wanted = _gradient(ours.categorical_focal_loss(p, t, normalize=True), p)
+    torch.testing.assert_close(_gradient(value, small) * factor, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_one_class_that_is_normalized_has_no_gradient():
+    p = torch.tensor([[2.0**-130], [2.0**-149], [1.0], [3e38]], requires_grad=True)
+    assert not _gradient(ours.categorical_focal_loss(p, torch.ones(4, 1), gamma=0.0, normalize=True), p).any()
+
+
 @pytest.mark.parametrize("squared", [True, False])
 def test_gradient_of_spiegelhalters_statistic(squared):
     p = torch.rand(30, dtype=torch.float64, requires_grad=True)

@@ -74,7 +74,10 @@ def categorical_focal_loss(
     dtype, (p, t) = widened(name, {"input": input, "target": target}, backend, reduction)
     if not p.dim():
         raise ValueError(f"{name}: input must have a dimension of classes, got a scalar")
-    if normalize:
+    if normalize and p.numel():
+        # The result does not depend on a row's scale: with a largest number of 1 neither the sum nor its reciprocal leaves the dtype.
+        largest = p.detach().abs().amax(-1, keepdim=True)
+        p = p / torch.where(largest > 0, largest, 1.0)
         p = p / p.sum(-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
     p = p.clamp(eps, 1 - eps)
     values = t * p.log()
