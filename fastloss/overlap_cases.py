@@ -158,15 +158,18 @@ class OverlapCall(NamedCall):
             if base.numel() and gamma < 1:
                 least = max(float(base.nan_to_num().amin()), 1e-6)
                 factor, steep = factor + least ** (gamma - 1), 1.0 + 1.0 / least
+        rare = 1.0  # the smallest number that a metric of counts divides by, of the number of elements
+        if case.loss == "any":
+            given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
+            tp, fn, fp, tn = soft_confusion_matrix(*positional, **given, backend="eager")
+            rare = float(torch.stack((tp + fn, tn + fp, tp + fp, tn + fn)).amin() / (tp + fn + fp + tn))
+            if options["metric"] in ("mcc", "cohen_kappa"):  # what is predicted as negative is a difference of sums
+                factor *= 1.0 + float((tp + fn + fp + tn) / (tn + fn)) / 16.0
         leaves = {name: t.detach().requires_grad_() for name, t in zip(("input", "target"), positional) if t.is_floating_point()}
         loss = LOSSES[case.loss].function(*(leaves.get(n, t) for n, t in zip(("input", "target"), positional)), **named, **options,
                                           backend="eager")
         shape = loss.shape
-        sizes: dict[str, Tensor | float] = {"truth": 1.0 + sum(case.shape) ** 0.5, "relative": 1.0, "loss": factor}
-        if case.loss == "any":  # rates of a class that is hardly there: what the truth itself is rounded by
-            given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
-            tp, fn, fp, tn = (count.detach() for count in soft_confusion_matrix(*positional, **given, backend="eager"))
-            sizes["truth"] /= float(torch.stack((tp + fn, tn + fp, tp + fp, tn + fn)).amin() / (tp + fn + fp + tn))
+        sizes: dict[str, Tensor | float] = {"truth": (1.0 + sum(case.shape) ** 0.5) / rare, "relative": 1.0, "loss": factor}
         if case.options and dict(case.options).get("reduction") == "sum":
             sizes["loss"] = factor * max(1, case.shape[0] * case.shape[1])
         back = upstream["loss"].double().reshape(shape) if "loss" in upstream else torch.zeros(shape, dtype=torch.float64)
