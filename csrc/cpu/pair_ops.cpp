@@ -10,6 +10,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 #include <ATen/ops/zeros_like.h>
+#include <cpuinfo.h>
 #include <torch/library.h>
 
 #include <array>
@@ -73,11 +74,20 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, con
   else at::cpu::mm_out(out, left, right);
 }
 
+// Whether the processor multiplies pairs of bfloat16 numbers and adds them up in float32.
+bool has_bfloat16_products() {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+  return has_small_products() && cpuinfo_initialize() && cpuinfo_has_x86_avx512bf16();
+#else
+  return false;
+#endif
+}
+
 // Small products keep what they set up for a thread until told.
 struct Products {
   ~Products() {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
-    if (has_small_products()) at::native::cpublas::brgemm_release(false);
+    if (has_small_products()) at::native::cpublas::brgemm_release(has_bfloat16_products());
 #endif
   }
 };
@@ -90,9 +100,12 @@ void each_item(int64_t items, const Run& run) {
 }
 
 struct Inputs {
-  Tensor a, b, row_bias, column_bias, row_label, column_label, codes;
+  Tensor a, b;                // in the accumulation dtype; of scores alone not made where the processor multiplies 16-bit numbers
+  Tensor scored_a, scored_b;  // what scores are products of: a and b, or bfloat16
+  Tensor row_bias, column_bias, row_label, column_label, codes;
   std::vector<Tensor> params;
   bool itself;  // b is a
+  at::ScalarType type;  // of the accumulation
   at::ArrayRef<int64_t> terms;
   at::ArrayRef<double> constants;
   std::optional<int64_t> skip;
@@ -114,7 +127,7 @@ Tensor checked(const char* name, const OptionalTensor& given, at::ScalarType typ
 Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
                 const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
                 const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform, double cap,
-                at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants) {
+                at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, bool scores_alone) {
   TORCH_CHECK(a.dim() == 2 && (!b || (b->dim() == 2 && b->size(1) == a.size(1) && b->scalar_type() == a.scalar_type())),
               "pair engine: a and b must be (N, D) and (M, D) of one dtype, got ", a.sizes(), " and ", b ? b->sizes() : a.sizes());
   const int64_t count = static_cast<int64_t>(terms.size()) / 4;
@@ -128,9 +141,15 @@ Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& 
   TORCH_CHECK(rows < kMaxLabel && columns < kMaxLabel, "pair engine: at most ", kMaxLabel, " rows, got ", rows, " and ", columns);
   TORCH_CHECK(b || !skip || *skip == 0, "pair engine: of a set compared with itself skip must be 0, got ", *skip);
   Inputs in;
-  in.a = a.to(acc).contiguous();
+  const bool narrow = a.scalar_type() == at::kBFloat16 && a.size(1) % 2 == 0 && has_bfloat16_products();
   in.itself = !b;
-  in.b = b ? b->to(acc).contiguous() : in.a;
+  in.type = acc;
+  if (!narrow || !scores_alone) {
+    in.a = a.to(acc).contiguous();
+    in.b = b ? b->to(acc).contiguous() : in.a;
+  }
+  in.scored_a = narrow ? a.contiguous() : in.a;
+  in.scored_b = !narrow ? in.b : b ? b->contiguous() : in.scored_a;
   in.row_bias = checked("row_bias", row_bias, acc, rows);
   in.column_bias = b ? checked("column_bias", column_bias, acc, columns) : in.row_bias;
   in.row_label = checked("row_label", row_label, acc, rows);
@@ -164,9 +183,9 @@ const void* data(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nu
 // The call with the rows as own set, or the columns.
 PairCall make_call(const Inputs& in, bool own_is_row) {
   PairCall call{};
-  call.own = (own_is_row ? in.a : in.b).size(0);
-  call.other = (own_is_row ? in.b : in.a).size(0);
-  call.features = in.a.size(1);
+  call.own = (own_is_row ? in.scored_a : in.scored_b).size(0);
+  call.other = (own_is_row ? in.scored_b : in.scored_a).size(0);
+  call.features = in.scored_a.size(1);
   call.own_bias = data(own_is_row ? in.row_bias : in.column_bias);
   call.other_bias = data(own_is_row ? in.column_bias : in.row_bias);
   call.own_label = data(own_is_row ? in.row_label : in.column_label);
@@ -198,12 +217,50 @@ PairTerm& add_term(PairCall& call, const Inputs& in, int64_t k, bool own, bool o
   return term;
 }
 
-// The rows of a block as columns, 0 behind the last.
+// Products of blocks of own rows and tiles of other ones, in T; rows are of T, or bfloat16.
 template <class T>
-void pack(Scalar scalar, const T* rows, int64_t count, int64_t features, T* packed) {
-  if (count < kPairLanes) std::fill_n(packed, features * kPairLanes, T(0));
-  kernels->pair_turn(scalar, rows, count, features, features, packed, kPairLanes);
-}
+class Scores {
+ public:
+  Scores(const Tensor& own, const Tensor& other)
+      : own_(own), other_(other), narrow_(own.scalar_type() != c10::CppTypeToScalarType<T>::value), features_(own.size(1)),
+        packed_(features_ * kPairLanes) {}
+
+  // The rows of a block as columns, 0 behind the last. A pair of 16-bit numbers moves as one of 32 bits, as their products want it.
+  void pack(const PairTile& tile) {
+    const int64_t columns = narrow_ ? features_ / 2 : features_;
+    if (tile.own_count < kPairLanes) std::fill(packed_.begin(), packed_.end(), T(0));
+    kernels->pair_turn(narrow_ ? Scalar::kFloat : scalar_of(own_), at(own_, tile.own_begin), tile.own_count, columns, columns,
+                       packed_.data(), kPairLanes);
+  }
+
+  // The tile's scores, before they are scaled.
+  void multiply_tile(const PairTile& tile) {
+    const void* others = at(other_, tile.other_begin);
+    T* to = static_cast<T*>(tile.scores);
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+    if constexpr (std::is_same_v<T, float>) {
+      if (narrow_) {
+        at::native::cpublas::brgemm(tile.other_count, kPairLanes, features_, features_, kPairLanes, tile.stride, false,
+                                    static_cast<const at::BFloat16*>(others), reinterpret_cast<const at::BFloat16*>(packed_.data()), to,
+                                    true);
+        return;
+      }
+    }
+#endif
+    multiply<T>(tile.other_count, kPairLanes, features_, static_cast<const T*>(others), features_, packed_.data(), kPairLanes, to,
+                tile.stride, false);
+  }
+
+ private:
+  const void* at(const Tensor& rows, int64_t row) const {
+    return static_cast<const char*>(rows.const_data_ptr()) + row * features_ * rows.element_size();
+  }
+
+  const Tensor &own_, &other_;
+  bool narrow_;
+  int64_t features_;
+  std::vector<T> packed_;
+};
 
 template <class T>
 void forward(const Inputs& in, std::vector<Tensor>& found) {
@@ -213,9 +270,8 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
     add_term(call, in, k, in.of_rows(k), true);
     any_other |= !in.of_rows(k);
   }
-  const Scalar scalar = scalar_of(in.a);
+  const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
   const int64_t blocks = (call.own + kPairLanes - 1) / kPairLanes, groups = any_other ? std::min(blocks, kMaxGroups) : blocks;
-  const T *a = in.a.const_data_ptr<T>(), *b = in.b.const_data_ptr<T>();
   const T none = -std::numeric_limits<T>::infinity();
   // Of each term a group's statistics of the rows of the other set.
   struct Kept {
@@ -235,11 +291,12 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
   };
   each_item(groups, [&](int64_t begin, int64_t end) {
     const Products products;
-    std::vector<T> packed(call.features * kPairLanes), scores(kOther * kPairLanes);
+    Scores<T> products_of(in.scored_a, in.scored_b);
+    std::vector<T> scores(kOther * kPairLanes);
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; ++block) {
         PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
-        pack(scalar, a + tile.own_begin * call.features, tile.own_count, call.features, packed.data());
+        products_of.pack(tile);
         std::vector<Kept> own;
         std::array<PairSums, kMaxPairTerms> sums;
         for (int64_t k = 0; k < in.count(); ++k) {
@@ -250,8 +307,7 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
         }
         for (; tile.other_begin < call.other; tile.other_begin += kOther) {
           tile.other_count = std::min(kOther, call.other - tile.other_begin);
-          multiply<T>(tile.other_count, kPairLanes, call.features, b + tile.other_begin * call.features, call.features, packed.data(),
-                      kPairLanes, scores.data(), kPairLanes, false);
+          products_of.multiply_tile(tile);
           kernels->pair_forward(call, scalar, tile, sums.data());
         }
         for (int64_t k = 0; k < in.count(); ++k) {
@@ -291,12 +347,12 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
                                  double scale, int64_t transform, double cap, at::ArrayRef<int64_t> terms,
                                  at::ArrayRef<double> constants) {
   const Inputs in =
-      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, true);
   std::vector<Tensor> found;
   for (int64_t k = 0; k < in.count(); ++k) {
-    for (int i = 0; i < 2; ++i) found.push_back(at::empty({(in.of_rows(k) ? in.a : in.b).size(0)}, in.a.options()));
+    for (int i = 0; i < 2; ++i) found.push_back(at::empty({(in.of_rows(k) ? in.scored_a : in.scored_b).size(0)}, a.options().dtype(in.type)));
   }
-  AT_DISPATCH_FLOATING_TYPES(in.a.scalar_type(), "pair_forward", [&] { forward<scalar_t>(in, found); });
+  AT_DISPATCH_FLOATING_TYPES(in.type, "pair_forward", [&] { forward<scalar_t>(in, found); });
   return found;
 }
 
@@ -309,7 +365,8 @@ struct Wanted {
 
 // Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set.
 template <class T>
-void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_rows, Wanted& wanted, int64_t budget) {
+void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget) {
+  const Tensor &own_rows = own_is_row ? in.a : in.b, &other_rows = own_is_row ? in.b : in.a;
   const Scalar scalar = scalar_of(own_rows);
   const T *a = own_rows.const_data_ptr<T>(), *b = other_rows.const_data_ptr<T>();
   const int64_t features = call.features;
@@ -326,11 +383,12 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
     const int64_t last = std::min(all, first + strip);
     each_item(last - first, [&](int64_t begin, int64_t end) {
       const Products guard;
-      std::vector<T> packed(features * kPairLanes), scores(want_other ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
+      Scores<T> products_of(own_is_row ? in.scored_a : in.scored_b, own_is_row ? in.scored_b : in.scored_a);
+      std::vector<T> scores(want_other ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
       std::vector<T> turned(kOther * kPairLanes), part(wanted.own.defined() ? features * kPairLanes : 0);
       for (int64_t block = first + begin; block < first + end; ++block) {
         PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
-        pack(scalar, a + tile.own_begin * features, tile.own_count, features, packed.data());
+        products_of.pack(tile);
         std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1> sums{};
         PairGradients gradients{wanted.own_bias.defined() ? sums[0].data() : nullptr, {}};
         for (int k = 0; k < call.terms; ++k) gradients.own_param[k] = wanted.own_param[k].defined() ? sums[k + 1].data() : nullptr;
@@ -343,7 +401,7 @@ void backward(const PairCall& call, const Tensor& own_rows, const Tensor& other_
             tile.scores = products + tile.other_begin * tile.stride + (block - first) * kPairLanes;
           }
           T* scored = static_cast<T*>(tile.scores);
-          multiply<T>(tile.other_count, kPairLanes, features, others, features, packed.data(), kPairLanes, scored, tile.stride, false);
+          products_of.multiply_tile(tile);
           kernels->pair_backward(call, scalar, tile, gradient.data(), gradients);
           if (!own) continue;
           kernels->pair_turn(scalar, scored, tile.other_count, kPairLanes, tile.stride, turned.data(), kOther);
@@ -388,7 +446,7 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
                                   double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
                                   int64_t memory_budget) {
   const Inputs in =
-      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants);
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, false);
   const int64_t count = in.count();
   TORCH_CHECK(static_cast<int64_t>(grads.size()) == count && static_cast<int64_t>(statistics.size()) == count &&
                   static_cast<int64_t>(want.size()) == 4 + 2 * count,
@@ -426,7 +484,7 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
       }
     }
     AT_DISPATCH_FLOATING_TYPES(in.a.scalar_type(), "pair_backward", [&] {
-      backward<scalar_t>(call, own_is_row ? in.a : in.b, own_is_row ? in.b : in.a, wanted, memory_budget);
+      backward<scalar_t>(call, in, own_is_row, wanted, memory_budget);
     });
   };
   // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.
