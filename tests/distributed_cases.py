@@ -179,6 +179,18 @@ METRIC = {
     "SupConLoss": ({},),
     "MultiSimilarityLoss": ({"alpha": 1, "beta": 8}, {"distance": distances.LpDistance(power=2), "beta": 8}),
     "CircleLoss": ({"gamma": 4},),
+    "TripletMarginLoss": ({"margin": 0.2}, {"swap": True, "smooth_loss": True, "distance": distances.CosineSimilarity()}),
+    "MarginLoss": ({}, {"reducer": reducers.AvgNonZeroReducer()}),
+    "AngularLoss": ({},),
+    "ThresholdConsistentMarginLoss": ({"margin_plus": 0.8, "margin_minus": 0.3},),
+    "NCALoss": ({},),
+    "InstanceLoss": ({"gamma": 4},),
+    "NPairsLoss": ({},),
+    "FastAPLoss": ({},),
+    "PNPLoss": ({"anneal": 0.1}, {"anneal": 0.1, "variant": "Ib"}),
+    "RankedListLoss": ({"margin": 0.4, "Tn": 2},),
+    "HistogramLoss": ({"n_bins": 10},),
+    "DynamicSoftMarginLoss": ({},),
 }
 
 
@@ -199,6 +211,9 @@ def metric():
                             ),
                             [x.to(dtype)], rows,
                         )[0]
+        labels = torch.arange(total) // 2  # of which each class has as many
+        like_one(lambda z, group=None: losses.SmoothAPLoss(temperature=0.1, group=group)(z, labels if group is None else own(labels, rows)),
+                 [x], rows)
     for options, message in (
         ({"temperature": 0.1 + dist.get_rank()}, "the loss's settings must be the same"),
         ({"reducer": reducers.DoNothingReducer()}, "sums only"),
@@ -208,8 +223,36 @@ def metric():
 
 
 @case
+def learned_margins():
+    for rows in splits():
+        total = sum(rows)
+        x, labels = rows_of(total), torch.arange(total) % 3
+        for classes in (None, 3):
+            options = {"learn_beta": True, "num_classes": classes, "nu": 0.3}
+            one, over = losses.MarginLoss(**options).double(), losses.MarginLoss(**options, group=dist.group.WORLD).double()
+            whole, mine = x.clone().requires_grad_(), own(x, rows).requires_grad_()
+            wanted, got = one(whole, labels), over(mine, own(labels, rows))
+            for value in (wanted, got):
+                (3 * value).backward()
+            close(got, wanted)
+            close(mine.grad, own(whole.grad, rows))
+            close(over.beta.grad, one.beta.grad)
+
+
+@case
+def histogram_over_batches():
+    for rows in splits():
+        total = sum(rows)
+        one, over = losses.DynamicSoftMarginLoss(), losses.DynamicSoftMarginLoss(group=dist.group.WORLD)
+        for labels in (torch.arange(total) % 3, torch.zeros(total).long(), torch.arange(total) // 2):  # of the second no triplets
+            x = rows_of(total)
+            close(over(own(x, rows), own(labels, rows)), one(x, labels))
+        assert torch.allclose(over.hist_.double(), one.hist_.double(), atol=1e-12)
+
+
+@case
 def cross_batch_memory():
-    for name in ("ContrastiveLoss", "SupConLoss", "NTXentLoss"):
+    for name in ("ContrastiveLoss", "SupConLoss", "NTXentLoss", "TripletMarginLoss", "MarginLoss", "AngularLoss"):
         for rows in splits():
             total = sum(rows)
             one = losses.CrossBatchMemory(getattr(losses, name)(), FEATURES, 2 * total + 1)  # so that the third batch goes around
@@ -223,7 +266,7 @@ def cross_batch_memory():
                 close(got, wanted)
                 close(mine.grad, own(whole.grad, rows))
             assert torch.equal(one.embedding_memory, over.embedding_memory) and torch.equal(one.label_memory, over.label_memory)
-    wrong = losses.CrossBatchMemory(losses.TripletMarginLoss(), FEATURES, 40, group=dist.group.WORLD)
+    wrong = losses.CrossBatchMemory(losses.TripletMarginLoss(group=dist.group.WORLD), FEATURES, 40, group=dist.group.WORLD)
     raises(lambda: wrong(mine, own(labels, rows)), "takes a group, but has none", NotImplementedError)
 
 

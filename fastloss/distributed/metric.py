@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metric.utils import common_functions as c_f
 from ..metric.utils import loss_and_miner_utils as lmu
 from ..pair import Scores, Statistic, Term
-from .group import Group
+from .group import Group, first_derivative
 from .ring import statistics
 
 
@@ -21,9 +21,30 @@ class Rows(Group):
         """The mean of all rows, without a gradient."""
         return self.sum(x.sum(0)) / max(self.count(), 1)
 
+    def begin(self) -> int:
+        """The place of this process's first row among those of all."""
+        return sum(self.every()[: self.rank])
+
+    def rows(self, own: Tensor) -> Tensor:
+        """The rows of all processes, each of which computes a part of the loss from them: a row's gradient is the sum of what all give."""
+        return _Rows.apply(self, own)
+
     def statistics(self, scores: Scores, terms: Sequence[Term], **about) -> list[Statistic]:
         """See :func:`fastloss.distributed.ring.statistics`."""
         return statistics(self, scores, terms, **about)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, group, own):
+        ctx.group, ctx.rows = group, len(own)
+        return group.concatenated(own)
+
+    @staticmethod
+    def backward(ctx, grad):
+        first_derivative(ctx.group)
+        whole, begin = ctx.group.all_reduce(grad.contiguous().clone()), ctx.group.begin()
+        return None, whole[begin : begin + ctx.rows].clone()
 
 
 def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], given: tuple) -> Tensor:
@@ -71,10 +92,11 @@ def remembered(
     def check():
         if indices_tuple is not None or enqueue_mask is not None or memory.miner is not None:
             raise NotImplementedError(f"{name}: with group neither a miner, nor indices, nor a mask can be had")
-        if getattr(loss, "group", memory) is not None or loss.has_embedding_regularizer or not loss.takes_sums():
+        takes_group = loss.takes_copies and hasattr(loss, "group") and loss.group is None
+        if not takes_group or loss.has_embedding_regularizer or not loss.takes_sums():
             raise NotImplementedError(
-                f"{name}: with group a loss over pairs that takes a group, but has none, without a regularizer and with a reducer that "
-                f"needs sums only is wanted, got {type(loss).__name__}"
+                f"{name}: with group a loss over pairs or triplets that takes a group, but has none, without a regularizer and with a "
+                f"reducer that needs sums only is wanted, got {type(loss).__name__}"
             )
         c_f.check_shapes(embeddings, labels)
         about = {
@@ -91,7 +113,7 @@ def remembered(
     rows, row_labels, begin = memory.embedding_memory[:used], memory.label_memory[:used], memory._begin
     if memory._goes_around:  # turned so that the batch lies together
         rows, row_labels, begin = rows.roll(-begin, 0), row_labels.roll(-begin, 0), 0
-    copies = lmu.Copies(begin + sum(together.every()[: together.rank]))
+    copies = lmu.Copies(begin + together.begin())
     return with_group(loss, together, loss, (embeddings, labels, copies, rows, row_labels))
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...engine import without_autocast
+from ...engine import over_group, without_autocast
 from ..modules import ModuleWithReducerAndDistance
-from ..reducers import reducer_of
+from ..reducers import Sums, reducer_of
 from ..utils import common_functions as c_f
+from ..utils import loss_and_miner_utils as lmu
 
 
 class BaseMetricLossFunction(ModuleWithReducerAndDistance):
@@ -98,6 +99,65 @@ class BaseMetricLossFunction(ModuleWithReducerAndDistance):
     def elements(self, losses: Tensor, name: str = "loss") -> dict[str, dict]:
         """One loss for each row."""
         return {name: {"losses": losses, "indices": c_f.torch_arange_from_size(losses), "reduction_type": "element"}}
+
+
+class OverGroupMixin:
+    """Losses that can be of the rows of several processes.
+
+    Args:
+        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. From labels,
+            with a reducer that needs sums only. The loss is that of all rows, on every process, which gets the gradient of its rows.
+    """
+
+    def __init__(self, *args, group: object = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+        self._over = None
+
+    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
+        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+        if self.group is None:
+            return super().forward(*given)
+        return over_group("metric", "run", self.group, self, super().forward, given)
+
+    def everyone(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The rows of all processes, whose gradients go back to them, their labels, and where those of this process begin."""
+        if self._over is None:
+            return embeddings, labels, 0
+        return self._over.rows(embeddings), self._over.concatenated(labels), self._over.begin()
+
+    def as_references(self, embeddings: Tensor, labels: Tensor | None, indices_tuple, ref_emb: Tensor, ref_labels: Tensor | None) -> tuple:
+        """What comes after embeddings and labels in a call of ``compute_loss``; of several processes the rows of all are the references."""
+        if self._over is None or ref_emb is not embeddings:
+            return indices_tuple, ref_emb, ref_labels
+        rows, row_labels, begin = self.everyone(embeddings, labels)
+        return lmu.Copies(begin), rows, row_labels
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, each of which goes on with it to the same loss."""
+        return value if self._over is None else self._over.sum(value)
+
+    def sums(
+        self, total: Tensor, count: Tensor, above: Tensor | None = None, divisor: Tensor | None = None, least: int = 1
+    ) -> Sums:
+        """What reducers get, of the rows of all processes: of at least `least` losses."""
+        if self._over is not None:
+            parts = [total, count, *(t for t in (above, divisor) if t is not None)]
+            found = iter(self._over.sum(torch.stack([part.double() for part in parts])))
+            total, count = next(found).to(total.dtype), next(found)
+            above, divisor = (None if t is None else next(found) for t in (above, divisor))
+        return Sums(total, count.clamp(min=least), above, divisor)
+
+    def one_by_one(self, losses: Tensor, divisor: Tensor | None = None) -> Tensor | Sums:
+        """Losses as they are or, of several processes, what reducers get."""
+        if self._over is None:
+            return losses
+        return self.sums(losses.sum(), losses.new_tensor(len(losses)), (losses > 0).sum(), divisor)
+
+    def elements(self, losses: Tensor, name: str = "loss") -> dict[str, dict]:
+        found = super().elements(losses, name)
+        found[name]["losses"] = self.one_by_one(losses)
+        return found
 
 
 class WeightRegularizerMixin:

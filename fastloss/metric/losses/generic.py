@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...engine import over_group
 from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, without_lists
-from ..reducers import Sums
 from ..utils import common_functions as c_f
-from .base import BaseMetricLossFunction
+from .base import BaseMetricLossFunction, OverGroupMixin
 
 
 class GenericPairLoss(BaseMetricLossFunction):
@@ -55,33 +53,11 @@ class GenericPairLoss(BaseMetricLossFunction):
         return -1.0 if self.distance.is_inverted else 1.0
 
 
-class StatisticLoss(GenericPairLoss):
-    """The base of losses over pairs from statistics of the pair engine.
-
-    Args:
-        group: processes whose batches are one, as of :func:`fastloss.functional.clip_loss`; None for this process alone. From labels,
-            with a reducer that needs sums only. The loss is that of all rows, on every process, which gets the gradient of its rows.
-    """
-
-    def __init__(self, mat_based_loss: bool, group: object = None, **kwargs) -> None:
-        super().__init__(mat_based_loss, **kwargs)
-        self.group = group
-        self._over = None
-
-    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
-        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
-        if self.group is None:
-            return super().forward(*given)
-        return over_group("metric", "run", self.group, self, super().forward, given)
+class StatisticLoss(OverGroupMixin, GenericPairLoss):
+    """The base of losses over pairs from statistics of the pair engine, whose blocks go round a ring of several processes."""
 
     def pair_scores(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> PairScores:
         return PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple, self._over)
-
-    def sums(self, total: Tensor, count: Tensor, above: Tensor) -> Sums:
-        """What reducers get, of the rows of all processes."""
-        if self._over is not None:
-            total, count, above = self._over.sum(torch.stack([total, count.to(total.dtype), above.to(total.dtype)]))
-        return Sums(total, count.clamp(min=1), above)
 
 
 class RowLoss(StatisticLoss):
@@ -98,11 +74,7 @@ class RowLoss(StatisticLoss):
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
         enough = (pairs.sum(positive) > 1) | (pairs.sum(negative) > 1)
-        losses = torch.where(enough, self.row_losses(pairs, positive, negative), 0.0)
-        if self._over is None:
-            return self.elements(losses)
-        sums = self.sums(losses.sum(), losses.new_tensor(len(losses)), (losses > 0).sum())
-        return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
+        return self.elements(torch.where(enough, self.row_losses(pairs, positive, negative), 0.0))
 
     def row_losses(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> Tensor:
         """(N,), of rows that have as many positive and negative pairs."""

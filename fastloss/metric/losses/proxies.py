@@ -16,7 +16,7 @@ from ..pairing import PairScores
 from ..reducers import BaseReducer, DivisorReducer, Sums
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
-from .base import BaseMetricLossFunction, WeightRegularizerMixin
+from .base import BaseMetricLossFunction, OverGroupMixin, WeightRegularizerMixin
 
 
 def wide(x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class NormalizedSoftmaxLoss(ClassLoss):
         return DotProductSimilarity()
 
 
-class NCALoss(BaseMetricLossFunction):
+class NCALoss(OverGroupMixin, BaseMetricLossFunction):
     """``-log sum_{j: y_j = y_i} softmax_j(-softmax_scale S_ij)`` of each row, j all others (Goldberger et al. 2005); rows without positives
     are left out, and of no rows the mean is NaN.
 
@@ -133,19 +133,19 @@ class NCALoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_required(labels)
-        if len(embeddings) <= 1:
+        if (len(embeddings) if self._over is None else self._over.count()) <= 1:
             return self.zero_losses()
         weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype, using_ref=ref_emb is not embeddings)
         ref_labels = labels if ref_labels is None else ref_labels
         if ref_emb is not embeddings and ref_labels is labels:
             ref_labels = labels.view_as(labels)  # of another set nothing is left out
-        pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels)
+        pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, over=self._over)
         constants = (-pairs.sign * self.softmax_scale,)
         neg, pos = pairs.statistics(Term("lse", "negative", "linear", constants), Term("lse", "positive", "linear", constants))
         kept = pos.count > 0
         losses = torch.where(kept, softplus(neg.value - torch.where(kept, pos.value, 0.0)), 0.0) * weight
         if self.takes_sums():
-            sums = Sums(losses.sum(), kept.sum(), (losses > 0).sum())
+            sums = self.sums(losses.sum(), kept.sum(), (losses > 0).sum(), least=0)
             return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
         (rows,) = kept.nonzero(as_tuple=True)
         return {"loss": {"losses": losses[rows], "indices": rows, "reduction_type": "element"}}
@@ -169,6 +169,8 @@ class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
 
     def __init__(self, num_classes: int, embedding_size: int, **kwargs) -> None:
         super().__init__(**kwargs)
+        if self.group is not None:
+            raise NotImplementedError("ProxyNCALoss: proxies are not spread over a group; the margin losses' weights are")
         self.num_classes = num_classes
         self.proxies = self.new_weights(num_classes, embedding_size)
         self.proxy_labels = torch.arange(num_classes)
@@ -334,7 +336,7 @@ class P2SGradLoss(BaseMetricLossFunction):
         return CosineSimilarity()
 
 
-class InstanceLoss(BaseMetricLossFunction):
+class InstanceLoss(OverGroupMixin, BaseMetricLossFunction):
     """Cross-entropy of logits ``gamma cos(x_i, x_j)`` over all rows j of the batch, the row itself too, whose target is the first row of
     the same label (Zheng et al. 2020, with rows of the batch as the weights of instances).
 
@@ -355,18 +357,19 @@ class InstanceLoss(BaseMetricLossFunction):
         c_f.labels_required(labels)
         c_f.indices_tuple_not_supported(indices_tuple)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        others, labels, begin = self.everyone(embeddings, labels)
         labels, _ = dense_labels(labels, None, torch.int64)
         ordered, order = labels.sort(stable=True)
         first = order[torch.searchsorted(ordered, labels)] if len(labels) else order
-        rows = c_f.torch_arange_from_size(labels)
-        pairs = PairScores(type(self).__name__, self.distance, embeddings, embeddings.view_as(embeddings), first, rows)
+        number, first = c_f.torch_arange_from_size(labels), first[begin : begin + len(embeddings)]
+        pairs = PairScores(type(self).__name__, self.distance, embeddings, others.view_as(others), first, number)
         return self.elements(softmax_losses(pairs, self.gamma))
 
     def get_default_distance(self) -> BaseDistance:
         return CosineSimilarity()
 
 
-class NPairsLoss(BaseMetricLossFunction):
+class NPairsLoss(OverGroupMixin, BaseMetricLossFunction):
     """Cross-entropy of the logits ``S(a_k, p_l)``, target k, over the first positive pair (a_k, p_k) of each label (Sohn 2016).
 
     Distance: DotProduct, which normalises; of distances the logits are negative. Reducer: Mean. An indices_tuple says which pairs there
@@ -380,14 +383,16 @@ class NPairsLoss(BaseMetricLossFunction):
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_required(labels)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        others, labels, begin = self.everyone(embeddings, labels)
         a, p = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
         if self.collect_stats:
             self.num_pairs = len(a)
         if len(a) == 0:
             return self.zero_losses()
-        number = torch.arange(len(a), device=labels.device)
-        pairs = class_scores(self, embeddings[a], embeddings[p], number)
-        return {"loss": {"losses": softmax_losses(pairs, -pairs.sign), "indices": a, "reduction_type": "element"}}
+        (number,) = ((a >= begin) & (a < begin + len(embeddings))).nonzero(as_tuple=True)  # of those whose anchors are here
+        a = a[number]
+        pairs = class_scores(self, embeddings[a - begin], others[p], number)
+        return {"loss": {"losses": self.one_by_one(softmax_losses(pairs, -pairs.sign)), "indices": a, "reduction_type": "element"}}
 
     def get_default_distance(self) -> BaseDistance:
         return DotProductSimilarity()

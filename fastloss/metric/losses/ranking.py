@@ -11,7 +11,7 @@ from ..pairing import listed_triplets
 from ..reducers import Sums
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
-from .base import BaseMetricLossFunction
+from .base import BaseMetricLossFunction, OverGroupMixin
 from .proxies import wide
 
 ELEMENTS = 2**22  # of comparisons of pairs that exist at a time
@@ -23,6 +23,20 @@ def row_values(function, *matrices: Tensor) -> Tensor:
     step = max(1, ELEMENTS // max(columns * columns, 1))
     blocks = [[matrix[start : start + step] for matrix in matrices] for start in range(0, max(rows, 1), step)]
     return torch.cat([checkpoint(function, *block, use_reentrant=False) for block in blocks])
+
+
+class _Ranked(OverGroupMixin, BaseMetricLossFunction):
+    """The base of losses that compare the scores of a row with one another."""
+
+    def matrices(self, embeddings, labels, ref_emb, ref_labels) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (N, M) of rows and the rows of all processes, which pairs have one label, and which are a row and itself."""
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        rows, row_labels, begin = self.everyone(embeddings, labels)
+        x = wide(embeddings)
+        scores = self.distance(x, x if rows is embeddings else wide(rows))
+        place = torch.arange(len(row_labels), device=labels.device)
+        return scores, labels.unsqueeze(1) == row_labels.unsqueeze(0), place == place[begin : begin + len(labels)].unsqueeze(1)
 
 
 def soft_histogram(values: Tensor, weights: Tensor, low: float, width: float, nodes: int) -> Tensor:
@@ -38,7 +52,7 @@ def soft_histogram(values: Tensor, weights: Tensor, low: float, width: float, no
     return found.index_put((row, lower + 1), part * weights, accumulate=True)
 
 
-class FastAPLoss(BaseMetricLossFunction):
+class FastAPLoss(_Ranked):
     """1 - AP of each row that has positives, the average precision over a histogram of distances: ``AP = 1/|P| sum_k h+_k H+_k / H_k`` with
     soft counts h of positives in bin k and sums H up to it, of positives (+) and of all pairs (Cakir et al. 2019, equation 7).
 
@@ -56,23 +70,19 @@ class FastAPLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["num_bins"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype)
-        same = labels.unsqueeze(1) == labels.unsqueeze(0)
-        different = ~same
-        same = same.fill_diagonal_(False)
-        far = self.distance(wide(embeddings))
+        far, same, itself = self.matrices(embeddings, labels, ref_emb, ref_labels)
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=far.dtype)
+        same, different = same & ~itself, ~same
         size = 2**self.distance.power / self.num_bins
         pos, neg = (soft_histogram(far, mask.to(far.dtype), 0.0, size, self.num_edges) for mask in (same, different))
         before, every = pos.cumsum(1), (pos + neg).cumsum(1)
         safe = (pos * before > 0) & (every > 0)
         number = same.sum(1)
         precision = torch.where(safe, pos * before / torch.where(safe, every, 1.0), 0.0).sum(1) / number.clamp(min=1)
-        kept = (number > 0) & safe.any()
+        kept = (number > 0) & (self.total(safe.any().long()) > 0)
         losses = torch.where(kept, 1 - precision, 0.0) * weight
         if self.takes_sums():
-            sums = Sums(losses.sum(), kept.sum().clamp(min=1), (losses > 0).sum())
+            sums = self.sums(losses.sum(), kept.sum(), (losses > 0).sum())
             return {"loss": {"losses": sums, "indices": None, "reduction_type": "element"}}
         (rows,) = kept.nonzero(as_tuple=True)
         if len(rows) == 0:
@@ -83,7 +93,7 @@ class FastAPLoss(BaseMetricLossFunction):
         return LpDistance(power=2)
 
 
-class SmoothAPLoss(BaseMetricLossFunction):
+class SmoothAPLoss(_Ranked):
     """1 - AP of each row, with ranks that are sums of sigmoids of differences over the temperature (Brown et al. 2020, equation 6), over
     the rows of its class, itself too: ``AP_i = 1/m sum_{j in class} (1 + sum_{k in class, k != j} s_kj) / (1 + sum_{k != j} s_kj)``.
 
@@ -102,13 +112,13 @@ class SmoothAPLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["temperature"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        counts = labels.unique(return_counts=True)[1]
-        if (counts != counts[:1]).any():
-            raise ValueError(f"SmoothAPLoss: all classes must have the same number of elements in the labels, got {counts.tolist()}")
-        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=wide(embeddings).dtype)
-        same = labels.unsqueeze(1) == labels.unsqueeze(0)
+        scores, same, _ = self.matrices(embeddings, labels, ref_emb, ref_labels)
+        counts = same.sum(1)
+        rows, each, squares = self.total(torch.stack([counts.new_tensor(len(counts)), counts.sum(), counts.square().sum()])).tolist()
+        if rows * squares != each**2:
+            counts = counts.unique().tolist()
+            raise ValueError(f"SmoothAPLoss: all classes must have the same number of elements in the labels, got rows of {counts}")
+        weight = lmu.convert_to_weights(indices_tuple, labels, dtype=scores.dtype)
 
         def losses(scores: Tensor, same: Tensor) -> Tensor:
             ahead = torch.sigmoid((scores.unsqueeze(1) - scores.unsqueeze(2)) / self.temperature)  # (B, j, k)
@@ -117,7 +127,7 @@ class SmoothAPLoss(BaseMetricLossFunction):
             size = same.sum(1)
             return torch.where(size > 1, 1 - torch.where(same, rank_in_class / rank, 0.0).sum(1) / size, 0.0)
 
-        return self.elements(row_values(losses, self.distance(wide(embeddings)), same) * weight, "ap_loss")
+        return self.elements(row_values(losses, scores, same) * weight, "ap_loss")
 
     def get_default_distance(self) -> BaseDistance:
         return CosineSimilarity()
@@ -126,7 +136,7 @@ class SmoothAPLoss(BaseMetricLossFunction):
         return ["ap_loss"]
 
 
-class PNPLoss(BaseMetricLossFunction):
+class PNPLoss(_Ranked):
     """Mean over queries with positives, and over their class's rows i, of a function of
     ``R_qi = sum_{j: y_j != y_i} sigmoid((S_qj - S_qi) / anneal)``, how many negatives are ahead (Li et al. 2022): "O" R; "Ds" log(1 + R);
     "Dq" 1 - (1 + R)^-alpha; "Iu" (1 + R) log(1 + R); "Ib" (b R - log(1 + b R)) / b^2.
@@ -148,10 +158,8 @@ class PNPLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["b", "alpha", "anneal"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         c_f.indices_tuple_not_supported(indices_tuple)
-        same = labels.unsqueeze(1) == labels.unsqueeze(0)
+        scores, same, _ = self.matrices(embeddings, labels, ref_emb, ref_labels)
         number = same.sum(1)
 
         def losses(scores: Tensor, same: Tensor) -> Tensor:
@@ -159,9 +167,9 @@ class PNPLoss(BaseMetricLossFunction):
             cost = self._cost(torch.where(same.unsqueeze(1), 0.0, ahead).sum(2))
             return torch.where(same, cost, 0.0).sum(1) / same.sum(1)
 
-        each = row_values(losses, self.distance(wide(embeddings)), same)
+        each = row_values(losses, scores, same)
         queries = number > 1
-        total = torch.where(queries, each, 0.0).sum() / queries.sum().clamp(min=1)
+        total = self.total(torch.where(queries, each, 0.0).sum()) / self.total(queries.sum()).clamp(min=1)
         return {"loss": {"losses": total, "indices": None, "reduction_type": "already_reduced"}}
 
     def _cost(self, ahead: Tensor) -> Tensor:
@@ -179,7 +187,7 @@ class PNPLoss(BaseMetricLossFunction):
         return CosineSimilarity()
 
 
-class RankedListLoss(BaseMetricLossFunction):
+class RankedListLoss(_Ranked):
     """``(1 - imbalance) L+_i + imbalance L-_i`` of each row: weighted means of ``d - (alpha - margin)`` over positives beyond alpha -
     margin, with weights ``exp(Tp (d - alpha + margin))``, and of ``alpha - d`` over negatives with 0 < d < alpha, with weights
     ``exp(Tn (alpha - d))``, each over the sum of the weights plus 1e-5 N (Wang et al. 2019, equations 4 to 10). Weights have gradients.
@@ -204,12 +212,8 @@ class RankedListLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["imbalance", "alpha", "margin", "Tp", "Tn"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         c_f.indices_tuple_not_supported(indices_tuple)
-        far = self.distance(wide(embeddings))
-        same = labels.unsqueeze(1) == labels.unsqueeze(0)
-        own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        far, same, own = self.matrices(embeddings, labels, ref_emb, ref_labels)
         beyond, within = far - (self.alpha - self.margin), self.alpha - far
         pos = self._mean(beyond, same & ~own & (beyond > 0), self.Tp)
         neg = self._mean(within, ~same & (far > 0) & (within > 0), self.Tn)
@@ -218,10 +222,10 @@ class RankedListLoss(BaseMetricLossFunction):
     def _mean(self, values: Tensor, mask: Tensor, scale: float) -> Tensor:
         values = torch.where(mask, values, 0.0)
         weights = torch.where(mask, torch.exp(scale * values), 0.0)
-        return (weights * values).sum(1) / (weights.sum(1) + 1e-5 * len(values))
+        return (weights * values).sum(1) / (weights.sum(1) + 1e-5 * values.shape[1])
 
 
-class HistogramLoss(BaseMetricLossFunction):
+class HistogramLoss(_Ranked):
     """The probability that a random negative pair is more similar than a random positive one, by soft histograms:
     ``sum_k h-_k sum_{l <= k} h+_l`` (Ustinova and Lempitsky 2016, equation 7), over the unordered pairs that are part of some triplet.
 
@@ -244,24 +248,29 @@ class HistogramLoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        pos, neg = self._pairs(embeddings, labels, indices_tuple)
-        scores = self.distance(wide(embeddings)).reshape(1, -1)
+        if indices_tuple is None:
+            scores, *masks = self._by_labels(*self.matrices(embeddings, labels, ref_emb, ref_labels))
+        else:
+            c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+            scores = self.distance(wide(embeddings))
+            masks = [(mask | mask.t()).triu(1) for mask in self._listed(embeddings, labels, indices_tuple)]
         found = []
-        for mask in (pos, neg):
-            mask = (mask | mask.t()).triu(1).reshape(1, -1).to(scores.dtype)
-            counts = soft_histogram(scores, mask, -1.0, self.delta, round(1 + 2 / self.delta))
-            found.append(counts.squeeze(0) / mask.sum().clamp(min=1))
+        for mask in masks:
+            mask = mask.reshape(1, -1).to(scores.dtype)
+            counts = soft_histogram(scores.reshape(1, -1), mask, -1.0, self.delta, round(1 + 2 / self.delta))
+            found.append(self.total(counts.squeeze(0)) / self.total(mask.sum()).clamp(min=1))
         losses = (found[1] * found[0].cumsum(0)).sum()
         return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
 
-    def _pairs(self, embeddings: Tensor, labels: Tensor | None, indices_tuple) -> tuple[Tensor, Tensor]:
-        """Which pairs are the positive, and the negative, part of a triplet."""
-        if indices_tuple is None:
-            same = labels.unsqueeze(1) == labels.unsqueeze(0)
-            different = ~same
-            same = same.fill_diagonal_(False)
-            return same & different.any(1, keepdim=True), different & same.any(1, keepdim=True)
+    def _by_labels(self, scores: Tensor, same: Tensor, itself: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scores, and which pairs of a row and a later one are the positive, and the negative, part of a triplet."""
+        later = itself.long().cumsum(1) > itself.long()
+        paired = (same & ~itself).any(1)
+        either = paired.unsqueeze(1) | (paired if self._over is None else self._over.concatenated(paired.byte()).bool())
+        return scores, same & later & (~same).any(1, keepdim=True), ~same & later & either
+
+    def _listed(self, embeddings: Tensor, labels: Tensor | None, indices_tuple) -> tuple[Tensor, Tensor]:
+        """Which pairs are the positive, and the negative, part of a listed triplet."""
         a, p, n = lmu.convert_to_triplets(indices_tuple, labels, t_per_anchor="all")
         none = torch.zeros(len(embeddings), len(embeddings), dtype=torch.bool, device=embeddings.device)
         return tuple(none.index_put((a, other), none.new_ones(())) for other in (p, n))
@@ -270,7 +279,7 @@ class HistogramLoss(BaseMetricLossFunction):
         return CosineSimilarity()
 
 
-class DynamicSoftMarginLoss(BaseMetricLossFunction):
+class DynamicSoftMarginLoss(OverGroupMixin, BaseMetricLossFunction):
     """``mean(CDF(delta) delta)`` over the differences ``delta = d_ap - d_an`` of all triplets, by a running histogram of them (Zhang et al.
     2019).
 
@@ -295,15 +304,17 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
         self.add_to_recordable_attributes(list_of_names=["num_bins", "min_val"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
+        indices_tuple, ref_emb, ref_labels = self.as_references(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         far = self.distance(wide(embeddings), wide(ref_emb))
         if labels is None:
             difference = self._without_labels(far)
         else:
             a, p, n = listed_triplets(indices_tuple, labels, ref_labels, "all")
             difference = far[a, p] - far[a, n]
-        if len(difference) == 0:
+        number = self.total(torch.tensor(len(difference), device=far.device))
+        if number == 0:
             return self.zero_losses()
-        losses = self._weigh(difference).mean()
+        losses = self.total(self._weigh(difference).sum()) / number
         return {"loss": {"losses": losses, "indices": None, "reduction_type": "already_reduced"}}
 
     def _without_labels(self, far: Tensor) -> Tensor:
@@ -322,6 +333,8 @@ class DynamicSoftMarginLoss(BaseMetricLossFunction):
         lower = lower.long()
         counts = torch.zeros_like(before).index_put((lower,), 1 - part, accumulate=True)
         counts = counts.index_put(((lower + 1).clamp(max=self.num_bins - 1),), part, accumulate=True)
+        if self._over is not None:
+            counts = self._over.shared(self._over.sum(counts))
         momentum = torch.where((before != 0).any(), self.momentum, 1.0)
         after = (1 - momentum) * before + momentum * counts
         after = after / after.sum()

@@ -12,12 +12,12 @@ from ...triplets import triplet_sums
 from ..blocks import block_sums
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
 from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed_triplets, without_lists
-from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, Sums, SumReducer, reducer_of
+from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, SumReducer, reducer_of
 from ..utils import common_functions as c_f
-from .base import BaseMetricLossFunction
+from .base import BaseMetricLossFunction, OverGroupMixin
 
 
-class TripletMarginLoss(BaseMetricLossFunction):
+class TripletMarginLoss(OverGroupMixin, BaseMetricLossFunction):
     """``relu(margin(S_ap, S_an) + margin)`` of triplets (Weinberger and Saul 2009, Schroff et al. 2015).
 
     All triplets of labels are not listed: the negatives of each row are sorted, and sums of the sorted scores give the sum, the number
@@ -47,13 +47,14 @@ class TripletMarginLoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        indices_tuple, ref_emb, ref_labels = self.as_references(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         plain = not self.swap and not self.smooth_loss and self.triplets_per_anchor == "all"
         if plain:
             indices_tuple = without_lists(indices_tuple, labels, ref_labels, triplets=True)
         if plain and by_labels(labels, indices_tuple) and self.takes_sums():
             return self._all(PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple))
         a, p, n = listed_triplets(indices_tuple, labels, ref_labels, self.triplets_per_anchor)
-        if len(a) == 0:
+        if len(a) == 0 and self._over is None:
             return self.zero_losses()
         ap, an = listed_scores(self.distance, embeddings, ref_emb, (a, p), (a, n))
         if self.swap:
@@ -61,7 +62,7 @@ class TripletMarginLoss(BaseMetricLossFunction):
             an = self.distance.smallest_dist(an, pn)
         violation = self.distance.margin(ap, an) + self.margin
         losses = softplus(violation) if self.smooth_loss else torch.relu(violation)
-        return {"loss": {"losses": losses, "indices": (a, p, n), "reduction_type": "triplet"}}
+        return {"loss": {"losses": self.one_by_one(losses), "indices": (a, p, n), "reduction_type": "triplet"}}
 
     def _all(self, pairs: PairScores) -> dict:
         labels, ref_labels = pairs.labels
@@ -76,14 +77,14 @@ class TripletMarginLoss(BaseMetricLossFunction):
         else:
             total, above = block_sums(pairs.name, formula, pairs.scores)
         positive, negative = pairs.counts()
-        sums = Sums(total.to(pairs.dtype), (positive * negative).sum().clamp(min=1), above)
+        sums = self.sums(total.to(pairs.dtype), (positive * negative).sum(), above)
         return {"loss": {"losses": sums, "indices": None, "reduction_type": "triplet"}}
 
     def get_default_reducer(self) -> BaseReducer:
         return AvgNonZeroReducer()
 
 
-class MarginLoss(BaseMetricLossFunction):
+class MarginLoss(OverGroupMixin, BaseMetricLossFunction):
     """``relu(margin(S_ap, beta) + margin) + relu(margin(beta, S_an) + margin)`` of triplets, over the number of the two parts that are
     above 0 (Wu et al. 2017), named margin_loss, and of a beta that is learned ``nu beta`` as beta_reg_loss, of one a class for each
     triplet.
@@ -116,6 +117,7 @@ class MarginLoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        indices_tuple, ref_emb, ref_labels = self.as_references(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         beta = self.beta.to(device=embeddings.device, dtype=torch.promote_types(embeddings.dtype, torch.float32))
         reducer = reducer_of(self.reducer, "margin_loss")
         usual = type(reducer) in (MeanReducer, SumReducer, DivisorReducer) and reducer_of(self.reducer, "beta_reg_loss").takes_sums()
@@ -125,23 +127,32 @@ class MarginLoss(BaseMetricLossFunction):
             pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, indices_tuple)
             return self._all(pairs, beta, labels)
         a, p, n = listed_triplets(indices_tuple, labels, ref_labels, self.triplets_per_anchor)
-        if len(a) == 0:
+        if len(a) == 0 and self._over is None:
             return self.zero_losses()
         ap, an = listed_scores(self.distance, embeddings, ref_emb, (a, p), (a, n))
-        of_anchor = beta if len(beta) == 1 else beta[labels[a]]
+        of_anchor = self._of_rows(beta, labels[a])
         pos = torch.relu(self.distance.margin(ap, of_anchor) + self.margin)
         neg = torch.relu(self.distance.margin(of_anchor, an) + self.margin)
         divisor = (pos > 0).sum() + (neg > 0).sum()
-        found = {"losses": pos + neg, "indices": (a, p, n), "reduction_type": "triplet", "divisor": divisor}
-        of_beta = {"losses": self.nu * of_anchor, "indices": a, "reduction_type": "element", "divisor": divisor}
-        return {"margin_loss": found, "beta_reg_loss": of_beta if self.learn_beta and len(beta) > 1 else self._of_beta(beta)}
+        losses = self.one_by_one(pos + neg, divisor)
+        found = {"losses": losses, "indices": (a, p, n), "reduction_type": "triplet", "divisor": divisor}
+        if self.learn_beta and len(beta) > 1:
+            regular = {"losses": self.one_by_one(self.nu * of_anchor, divisor), "indices": a, "reduction_type": "element", "divisor": divisor}
+        else:
+            regular = self._of_beta(torch.where(self.total(torch.tensor(len(a), device=beta.device)) > 0, beta, 0.0))
+        return {"margin_loss": found, "beta_reg_loss": regular}
+
+    def _of_rows(self, beta: Tensor, labels: Tensor) -> Tensor:
+        """The beta of each row; of several processes its gradient is that of the rows of all."""
+        beta = beta if self._over is None else self._over.shared(beta)
+        return beta.expand(len(labels)) if len(beta) == 1 else beta[labels]
 
     def _of_beta(self, beta: Tensor) -> dict:
         return self.zero_loss() | ({"losses": self.nu * beta} if self.learn_beta else {})
 
     def _all(self, pairs: PairScores, beta: Tensor, labels: Tensor) -> dict:
         beta = beta.to(pairs.dtype)
-        of_row = beta.expand(pairs.rows) if len(beta) == 1 else beta[labels]
+        of_row = self._of_rows(beta, labels)
         pos, neg = pairs.statistics(
             Term("sum", "positive", "relu", (pairs.sign, self.margin), row=-pairs.sign * of_row),
             Term("sum", "negative", "relu", (-pairs.sign, self.margin), row=pairs.sign * of_row),
@@ -150,14 +161,14 @@ class MarginLoss(BaseMetricLossFunction):
         total = (pos.value * negative + neg.value * positive).sum()
         divisor = (pos.count.long() * negative + neg.count.long() * positive).sum()
         number = (positive * negative).sum()
-        found = {"losses": Sums(total, number.clamp(min=1), None, divisor), "indices": None, "reduction_type": "triplet"}
+        found = {"losses": self.sums(total, number, None, divisor), "indices": None, "reduction_type": "triplet"}
         weight = positive * negative
         if not self.learn_beta or len(beta) > 1:
             regular = self.zero_loss()
             if self.learn_beta:
-                regular["losses"] = Sums(self.nu * (weight * of_row).sum(), number.clamp(min=1), None, divisor)
+                regular["losses"] = self.sums(self.nu * (weight * of_row).sum(), number, None, divisor)
         else:
-            regular = self._of_beta(torch.where(number > 0, beta, 0.0))
+            regular = self._of_beta(torch.where(self.total(number) > 0, beta, 0.0))
         return {"margin_loss": found, "beta_reg_loss": regular}
 
     def get_default_reducer(self) -> BaseReducer:
@@ -167,7 +178,7 @@ class MarginLoss(BaseMetricLossFunction):
         return ["margin_loss", "beta_reg_loss"]
 
 
-class AngularLoss(BaseMetricLossFunction):
+class AngularLoss(OverGroupMixin, BaseMetricLossFunction):
     """``log(1 + sum_n exp(4 tan(alpha)^2 (x_a + x_p) . x_n - 2 (1 + tan(alpha)^2) x_a . x_p))`` of each positive pair, n all rows of
     another label (Wang et al. 2017, equation 8).
 
@@ -188,8 +199,9 @@ class AngularLoss(BaseMetricLossFunction):
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         c_f.labels_required(labels)
+        indices_tuple, ref_emb, ref_labels = self.as_references(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         a, p, other, _ = listed_pairs(indices_tuple, labels, ref_labels)
-        if len(a) == 0 or len(other) == 0:
+        if self._over is None and (len(a) == 0 or len(other) == 0):
             return self.zero_losses()
         ref_labels = labels if ref_labels is None else ref_labels
         wide = torch.promote_types(embeddings.dtype, torch.float32)
@@ -200,10 +212,10 @@ class AngularLoss(BaseMetricLossFunction):
         both = Scores(anchors + positives, ref, scale=4 * tangent)
         (against,) = pair_statistics(type(self).__name__, both, [Term("lse", "negative")], labels=(labels[a], ref_labels))
         losses = softplus(against.value - 2 * (1 + tangent) * (anchors * positives).sum(1))
-        return {"loss": {"losses": losses, "indices": (a, p), "reduction_type": "pos_pair"}}
+        return {"loss": {"losses": self.one_by_one(losses), "indices": (a, p), "reduction_type": "pos_pair"}}
 
 
-class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
+class ThresholdConsistentMarginLoss(OverGroupMixin, BaseMetricLossFunction):
     """``lambda_plus mean(margin_plus - cos)`` over positive pairs below margin_plus, and ``lambda_minus mean(cos - margin_minus)`` over
     negative pairs above margin_minus; no pairs count 0 (Zhang et al. 2024, equation 4).
 
@@ -226,11 +238,11 @@ class ThresholdConsistentMarginLoss(BaseMetricLossFunction):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
         indices_tuple = without_lists(indices_tuple, labels, ref_labels)
         if by_labels(labels, indices_tuple):
-            pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels)
+            pairs = PairScores(type(self).__name__, self.distance, embeddings, ref_emb, labels, ref_labels, over=self._over)
             pos, neg = pairs.statistics(
                 Term("sum", "positive", "relu", (-1.0, self.margin_plus)), Term("sum", "negative", "relu", (1.0, -self.margin_minus))
             )
-            sums = [(found.value.sum(), found.count.sum()) for found in (pos, neg)]
+            sums = [(self.total(found.value.sum()), self.total(found.count.sum())) for found in (pos, neg)]
         else:
             a1, p, a2, n = listed_pairs(indices_tuple, labels, ref_labels)
             pos, neg = listed_scores(self.distance, embeddings, ref_emb, (a1, p), (a2, n))
