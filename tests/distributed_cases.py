@@ -405,23 +405,27 @@ def margins():
     rank, world = dist.get_rank(), dist.get_world_size()
     x, labels = rows_of(8), torch.tensor([0, 9, 3, 3, 7, 1, 8, 5])
     split = [len(c) for c in torch.arange(10).tensor_split(world)]
-    for name, options, columns in (
-        ("ArcFaceLoss", {"scale": 8}, 1), ("CosFaceLoss", {"scale": 4}, 1), ("SphereFaceLoss", {"margin": 2}, 1),
-        ("LargeMarginSoftmaxLoss", {"margin": 3}, 1), ("SubCenterArcFaceLoss", {"scale": 8, "sub_centers": 2}, 2),
+    for name, options, weights, parts in (
+        ("ArcFaceLoss", {"scale": 8}, "W", 1), ("CosFaceLoss", {"scale": 4}, "W", 1), ("SphereFaceLoss", {"margin": 2}, "W", 1),
+        ("LargeMarginSoftmaxLoss", {"margin": 3}, "W", 1), ("SubCenterArcFaceLoss", {"scale": 8, "sub_centers": 2}, "W", 2),
+        ("NormalizedSoftmaxLoss", {"temperature": 0.3}, "W", 1), ("SoftTripleLoss", {"centers_per_class": 2, "la": 5}, "fc", 2),
+        ("ProxyNCALoss", {}, "proxies", 1), ("ProxyAnchorLoss", {"alpha": 4}, "proxies", 1),
+        ("ProxyAnchorLoss", {"alpha": 4, "reducer": reducers.MeanReducer()}, "proxies", 1),
     ):
         build = lambda name=name, options=options, **more: getattr(losses, name)(  # noqa: E731
             num_classes=10, embedding_size=FEATURES, **options, **more
         ).double()
         torch.manual_seed(1)  # processes have drawn different numbers of weights
         whole, local = build(), build(group=dist.group.WORLD)
-        local.W.data = whole.W.data.split([n * columns for n in split], 1)[rank].clone()
+        sizes, dim = [n * parts for n in split], int(weights != "proxies")
+        getattr(local, weights).data = getattr(whole, weights).data.split(sizes, dim)[rank].clone()
         mine, every = x.clone().requires_grad_(), x.clone().requires_grad_()
         wanted, got = whole(every, labels), local(mine, labels)
         wanted.backward()
         got.backward()
         close(got, wanted)
         close(mine.grad, every.grad)
-        close(local.W.grad, whole.W.grad.split([n * columns for n in split], 1)[rank])
+        close(getattr(local, weights).grad, getattr(whole, weights).grad.split(sizes, dim)[rank])
     raises(lambda: local(mine, labels - rank), "the labels must be the same", ValueError)
 
 

@@ -1,4 +1,4 @@
-"""Margin-softmax heads whose classes are spread over processes."""
+"""Losses whose classes, with their weights or proxies, are spread over processes."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], gi
     def check():
         if loss.has_weight_regularizer:
             raise NotImplementedError(f"{name}: with group there is no weight_regularizer")
+        if loss.of_classes and not loss.takes_sums():
+            raise NotImplementedError(f"{name}: with group a reducer that needs sums only is wanted, got {type(loss.reducer).__name__}")
         c_f.check_shapes(embeddings, labels)
         settings = {key: value for key, value in settings_of(loss).items() if key not in ("first_class", "own_classes")}
         about = {
             "embeddings' shape": tuple(embeddings.shape), "embeddings' dtype": embeddings.dtype,
             "the labels": None if labels is None else checksum(labels), "the loss's settings": settings,
-            "requires_grad": [t.requires_grad and torch.is_grad_enabled() for t in (embeddings, loss.W)],
+            "requires_grad": [t.requires_grad and torch.is_grad_enabled() for t in (embeddings, *loss.parameters())],
         }
         return None, about, ()
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engine import over_group
 from ...functional.classification import cross_entropy
 from ...pair import LEAST_NORM, Scores, Term, pair_statistics, softplus
 from ..distances import BaseDistance, CosineSimilarity
@@ -29,10 +28,7 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         embedding_size: D.
         margin: a whole number.
         scale: of the logits.
-        group: processes over which the classes are spread, as of :func:`fastloss.functional.cross_entropy`: each has the weights of
-            neighbouring classes, as many as the others or one more, and all rows with their labels, and gets the whole loss, the whole
-            gradient of the rows, and that of its weights, which ``DistributedDataParallel`` must not average. ``get_logits`` then gives
-            those of this process's classes. None where all classes are here.
+        group: processes over which the classes are spread, as of :class:`ClassLoss`; None where all classes are here.
         sample_rate: in training, the share of the classes (with `group` of each process's) that a step compares with: as many classes as
             there are rows, or that share if it is larger, always those of the labels, the others drawn anew at random (partial FC, An et
             al. 2022). In evaluation, and by default, all.
@@ -48,7 +44,7 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         self, num_classes: int, embedding_size: int, margin: float = 4, scale: float = 1, group: object = None, sample_rate: float = 1.0,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_classes, group, **kwargs)
         c_f.assert_distance_type(self, CosineSimilarity)
         if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float)):
             raise TypeError(f"{type(self).__name__}: sample_rate must be a number, got {type(sample_rate).__name__}")
@@ -56,12 +52,8 @@ class LargeMarginSoftmaxLoss(ClassLoss):
             raise ValueError(f"{type(self).__name__}: sample_rate must be above 0 and at most 1, got {sample_rate}")
         self.sample_rate = sample_rate
         self.margin = margin
-        self.num_classes = num_classes
         self.scale = scale
         self.init_margin()
-        self.group, self._over = group, None
-        here = (0, num_classes) if group is None else over_group("margins", "share", group, type(self).__name__, num_classes)
-        self.first_class, self.own_classes = here
         self.W = self.new_weights(embedding_size, self.own_classes * self.columns_per_class())
         self.add_to_recordable_attributes(list_of_names=["num_classes", "margin", "scale"])
 
@@ -82,12 +74,6 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         k = torch.floor(self.margin * torch.acos(t.detach().clamp(-1, 1)) / math.pi)
         return (1 - 2 * (k % 2)) * value - 2 * k
 
-    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
-        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
-        if self.group is None:
-            return super().forward(*given)
-        return over_group("margins", "run", self.group, self, super().forward, given)
-
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return self.with_regularizer(self.elements(weighted(self.row_losses(x, labels), weight)), self.W.t())
@@ -102,7 +88,7 @@ class LargeMarginSoftmaxLoss(ClassLoss):
         own = index if here is None else torch.where(here, index, -1)
         terms = [Term("lse", "negative", "linear", (self.scale,)), Term("sum", "positive")]
         found = pair_statistics(
-            type(self).__name__, Scores(self._shared(x), w, unit=self.normalizes_rows), terms, labels=(own.to(x.dtype), classes)
+            type(self).__name__, Scores(self.shared(x), w, unit=self.normalizes_rows), terms, labels=(own.to(x.dtype), classes)
         )
         others, own = found if self._over is None else self._over.merged(terms, found)
         if self.normalizes_rows:
@@ -112,10 +98,6 @@ class LargeMarginSoftmaxLoss(ClassLoss):
             size = size * self._of_all(torch.linalg.vector_norm(w, dim=1)[index], here)
         return softplus(others.value - self.scale * size * self.target_cosine(own.value / size.clamp_min(LEAST_NORM)))
 
-    def _shared(self, x: Tensor) -> Tensor:
-        """The rows, for what each process computes of its classes: their gradients are added up."""
-        return x if self._over is None else self._over.shared(x)
-
     def _picked(self, labels: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """What a step compares with, among the classes of this process.
 
@@ -123,10 +105,7 @@ class LargeMarginSoftmaxLoss(ClassLoss):
             The picked classes in order, None for all; which labels are of this process, None for all; the labels as numbers of picked
             classes, 0 for those of other processes.
         """
-        here = None
-        if self._over is not None:
-            here = (labels >= self.first_class) & (labels < self.first_class + self.own_classes)
-            labels = torch.where(here, labels - self.first_class, 0)
+        here, labels = self.of_own_classes(labels)
         if self.sample_rate == 1 or not self.training:
             return None, here, labels
         chance = torch.rand(self.own_classes, device=labels.device)
@@ -236,7 +215,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
     def _cosines(self, x: Tensor, picked: Tensor | None = None) -> Tensor:
         """(N, C, K), C the picked classes or all."""
         w = self.W if picked is None else self.W.unflatten(1, (self.own_classes, self.sub_centers))[:, picked].flatten(1)
-        to_centers = F.normalize(self._shared(x), dim=1) @ F.normalize(self.as_rows(w, x), dim=1).t()
+        to_centers = F.normalize(self.shared(x), dim=1) @ F.normalize(self.as_rows(w, x), dim=1).t()
         return to_centers.unflatten(1, (-1, self.sub_centers))
 
     def row_losses(self, x: Tensor, labels: Tensor) -> Tensor:

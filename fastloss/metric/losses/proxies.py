@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import labels_in_range
-from ...engine import accumulate_dtype
+from ...engine import accumulate_dtype, over_group
+from ...functional.classification import cross_entropy
 from ...pair import Term, dense_labels, softplus
 from ..distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from ..pairing import PairScores
@@ -39,9 +40,11 @@ def class_scores(loss, embeddings: Tensor, weights: Tensor, labels: Tensor) -> P
     return PairScores(type(loss).__name__, loss.distance, embeddings, weights, labels.to(dtype), classes)
 
 
-def softmax_losses(pairs: PairScores, scale: float) -> Tensor:
-    """Cross-entropies of logits ``scale * S`` of rows that have one positive pair each."""
-    others, target = pairs.statistics(Term("lse", "negative", "linear", (scale,)), Term("sum", "positive", "linear", (scale,)))
+def softmax_losses(pairs: PairScores, scale: float, over=None) -> Tensor:
+    """Cross-entropies of logits ``scale * S`` of rows that have one positive pair each, here or, with `over`, on some process."""
+    terms = Term("lse", "negative", "linear", (scale,)), Term("sum", "positive", "linear", (scale,))
+    found = pairs.statistics(*terms)
+    others, target = found if over is None else over.merged(terms, found)
     return softplus(others.value - target.value)
 
 
@@ -54,7 +57,45 @@ class ClassLoss(WeightRegularizerMixin, BaseMetricLossFunction):
     """The base of losses that compare rows with weights of classes; without indices each row counts alike, else as often as it is listed.
 
     Labels are class numbers. References are not supported. Weights keep their dtype and device, whatever the embeddings have.
+
+    Args:
+        num_classes: C.
+        group: processes over which the classes are spread, as of :func:`fastloss.functional.cross_entropy`: each has the weights of
+            neighbouring classes, as many as the others or one more, and all rows with their labels, and gets the whole loss, the whole
+            gradient of the rows, and that of its weights, which ``DistributedDataParallel`` must not average. ``get_logits`` then gives
+            those of this process's classes. None where all classes are here.
     """
+
+    of_classes = False  # whether the losses are those of classes, not of rows
+
+    def __init__(self, num_classes: int, group: object = None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.group, self._over = group, None
+        here = (0, num_classes) if group is None else over_group("margins", "share", group, type(self).__name__, num_classes)
+        self.first_class, self.own_classes = here
+
+    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None) -> Tensor:
+        given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+        if self.group is None:
+            return super().forward(*given)
+        return over_group("margins", "run", self.group, self, super().forward, given)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """The rows, for what each process computes of its classes: their gradients are added up."""
+        return x if self._over is None else self._over.shared(x)
+
+    def of_own_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Which labels are of this process's classes, None for all, and the labels as numbers of these classes, 0 for others."""
+        if self._over is None:
+            return None, labels
+        here = (labels >= self.first_class) & (labels < self.first_class + self.own_classes)
+        return here, torch.where(here, labels - self.first_class, 0)
+
+    def pair_scores(self, x: Tensor, weights: Tensor, labels: Tensor) -> PairScores:
+        """Scores of rows and the weights of this process's classes; a row has one positive pair where its class is."""
+        here, own = self.of_own_classes(labels)
+        return class_scores(self, self.shared(x), weights, own if here is None else torch.where(here, own, -1))
 
     def checked(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> tuple[Tensor, Tensor, Tensor | None]:
         """The rows in the dtype that sums are kept in, their class numbers, and how much each counts, None for all alike."""
@@ -90,17 +131,16 @@ class NormalizedSoftmaxLoss(ClassLoss):
     """
 
     def __init__(self, num_classes: int, embedding_size: int, temperature: float = 0.05, **kwargs) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_classes, **kwargs)
         self.temperature = temperature
-        self.num_classes = num_classes
         self.embedding_size = embedding_size
-        self.W = self.new_weights(embedding_size, num_classes)
+        self.W = self.new_weights(embedding_size, self.own_classes)
         self.add_to_recordable_attributes(list_of_names=["embedding_size", "num_classes", "temperature"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        pairs = class_scores(self, x, self._directions(x), labels)
-        losses = softmax_losses(pairs, -pairs.sign / self.temperature)
+        pairs = self.pair_scores(x, self._directions(x), labels)
+        losses = softmax_losses(pairs, -pairs.sign / self.temperature, self._over)
         return self.with_regularizer(self.elements(weighted(losses, weight)), self.W.t())
 
     def _directions(self, x: Tensor) -> Tensor:
@@ -154,9 +194,11 @@ class NCALoss(OverGroupMixin, BaseMetricLossFunction):
         return LpDistance(power=2)
 
 
-class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
+class ProxyNCALoss(ClassLoss):
     """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al.
     2017, with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
+
+    Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean.
 
     Args:
         num_classes: C.
@@ -167,22 +209,22 @@ class ProxyNCALoss(WeightRegularizerMixin, NCALoss):
         proxies: (C, D), from the normal distribution.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, **kwargs) -> None:
-        super().__init__(**kwargs)
-        if self.group is not None:
-            raise NotImplementedError("ProxyNCALoss: proxies are not spread over a group; the margin losses' weights are")
-        self.num_classes = num_classes
-        self.proxies = self.new_weights(num_classes, embedding_size)
+    def __init__(self, num_classes: int, embedding_size: int, softmax_scale: float = 1, **kwargs) -> None:
+        super().__init__(num_classes, **kwargs)
+        self.softmax_scale = softmax_scale
+        self.proxies = self.new_weights(self.own_classes, embedding_size)
         self.proxy_labels = torch.arange(num_classes)
-        self.add_to_recordable_attributes(list_of_names=["num_classes"])
+        self.add_to_recordable_attributes(list_of_names=["softmax_scale", "num_classes"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels = class_rows(self, embeddings, labels, ref_emb, ref_labels)
         weight = None if indices_tuple is None else lmu.convert_to_weights(indices_tuple, labels, dtype=x.dtype, using_ref=True)
-        pairs = class_scores(self, x, self.proxies.to(x), labels)
-        found = self.elements(weighted(softmax_losses(pairs, -pairs.sign * self.softmax_scale), weight))
-        self.add_weight_regularization_to_loss_dict(found, self.proxies)
-        return found
+        pairs = self.pair_scores(x, self.proxies.to(x), labels)
+        losses = softmax_losses(pairs, -pairs.sign * self.softmax_scale, self._over)
+        return self.with_regularizer(self.elements(weighted(losses, weight)), self.proxies)
+
+    def get_default_distance(self) -> BaseDistance:
+        return LpDistance(power=2)
 
 
 class ProxyAnchorLoss(ClassLoss):
@@ -202,17 +244,18 @@ class ProxyAnchorLoss(ClassLoss):
         proxies: (C, D), He's initialisation over the outputs.
     """
 
+    of_classes = True
+
     def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.1, alpha: float = 32, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.num_classes = num_classes
+        super().__init__(num_classes, **kwargs)
         self.margin = margin
         self.alpha = alpha
-        self.proxies = self.new_weights(num_classes, embedding_size)
+        self.proxies = self.new_weights(self.own_classes, embedding_size)
         self.add_to_recordable_attributes(list_of_names=["num_classes", "alpha", "margin"])
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        pairs = class_scores(self, x, self.proxies.to(x), labels)
+        pairs = self.pair_scores(x, self.proxies.to(x), labels)
         near = pairs.sign * self.alpha
         shift = None if weight is None else weight - 1
         terms = [
@@ -226,6 +269,12 @@ class ProxyAnchorLoss(ClassLoss):
                    "divisor": number[name]}
             for name, of in (("pos_loss", pos), ("neg_loss", neg))
         }
+        if self._over is not None:
+            present = self._over.sum(number["pos_loss"])
+            for name, divisor in (("pos_loss", present), ("neg_loss", torch.full_like(present, self.num_classes))):
+                losses = found[name]["losses"]
+                total, above = self._over.sum(torch.stack([losses.sum(), (losses > 0).sum().to(losses)]))
+                found[name]["losses"] = Sums(total, torch.full_like(present, self.num_classes), above, divisor)
         return self.with_regularizer(found, self.proxies)
 
     def get_default_reducer(self) -> BaseReducer:
@@ -263,30 +312,35 @@ class SoftTripleLoss(ClassLoss):
         self, num_classes: int, embedding_size: int, centers_per_class: int = 10, la: float = 20, gamma: float = 0.1, margin: float = 0.01,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_classes, **kwargs)
         if not self.distance.is_inverted:
             raise AssertionError(f"SoftTripleLoss requires a similarity as distance, got {type(self.distance).__name__}")
         self.la = la
         self.gamma = 1.0 / gamma
         self.margin = margin
-        self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.centers_per_class = centers_per_class
-        self.fc = self.new_weights(embedding_size, num_classes * centers_per_class)
+        self.fc = self.new_weights(embedding_size, self.own_classes * centers_per_class)
         self.add_to_recordable_attributes(
             list_of_names=["la", "gamma", "margin", "num_classes", "centers_per_class", "embedding_size"]
         )
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> dict:
         x, labels, weight = self.checked(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        similarity = self._similarity(x)
-        shift = F.one_hot(labels, self.num_classes) * self.margin
-        losses = F.cross_entropy(self.la * (similarity - shift), labels, reduction="none")
+        here, own = self.of_own_classes(labels)
+        shift = F.one_hot(own, self.own_classes) * self.margin
+        if here is not None:
+            shift = shift * here.unsqueeze(1)
+        logits = self.la * (self._similarity(self.shared(x)) - shift)
+        if here is None:
+            losses = F.cross_entropy(logits, labels, reduction="none")
+        else:
+            losses = cross_entropy(logits, labels, reduction="none", group=self._over.process_group)
         return self.with_regularizer(self.elements(weighted(losses, weight)), self.fc.t())
 
     def _similarity(self, embeddings: Tensor) -> Tensor:
         x = wide(embeddings)
-        to_centers = self.distance(x, self.as_rows(self.fc, x)).unflatten(1, (self.num_classes, self.centers_per_class))
+        to_centers = self.distance(x, self.as_rows(self.fc, x)).unflatten(1, (self.own_classes, self.centers_per_class))
         return (F.softmax(to_centers * self.gamma, dim=2) * to_centers).sum(2)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
