@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 
 @functools.cache
@@ -18,6 +19,7 @@ def hasten() -> None:
 
     if triton.__version__.startswith("3.8."):
         _search_modules_once()
+        _list_members_once()
         _remember_types()
         _assert_less()
 
@@ -48,6 +50,23 @@ def _search_modules_once() -> None:
             searched = None
 
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = search_once, remember
+
+
+def _list_members_once() -> None:
+    """What a launch puts in the place of a module's or class's members: found by looking at all of them, once."""
+    from triton.runtime import interpreter
+
+    find = interpreter._patch_builtin
+    replaced: dict[int, list[tuple]] = {}  # by the identity of the module or class, as it is between launches
+
+    def patch(package, builder, scope):
+        if id(package) not in replaced:
+            found = replaced[id(package)] = []
+            find(package, builder, SimpleNamespace(set_attr=lambda *change: found.append(change)))
+        for change in replaced[id(package)]:
+            scope.set_attr(*change)
+
+    interpreter._patch_builtin = patch
 
 
 def _remember_types() -> None:
