@@ -141,7 +141,7 @@ Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& 
   TORCH_CHECK(rows < kMaxLabel && columns < kMaxLabel, "pair engine: at most ", kMaxLabel, " rows, got ", rows, " and ", columns);
   TORCH_CHECK(b || !skip || *skip == 0, "pair engine: of a set compared with itself skip must be 0, got ", *skip);
   Inputs in;
-  const bool narrow = a.scalar_type() == at::kBFloat16 && a.size(1) % 2 == 0 && has_bfloat16_products();
+  const bool narrow = a.scalar_type() == at::kBFloat16 && a.size(1) > 0 && a.size(1) % 2 == 0 && has_bfloat16_products();
   in.itself = !b;
   in.type = acc;
   if (!narrow || !scores_alone) {
@@ -350,7 +350,8 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
       describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, true);
   std::vector<Tensor> found;
   for (int64_t k = 0; k < in.count(); ++k) {
-    for (int i = 0; i < 2; ++i) found.push_back(at::empty({(in.of_rows(k) ? in.scored_a : in.scored_b).size(0)}, a.options().dtype(in.type)));
+    const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
+    for (int i = 0; i < 2; ++i) found.push_back(at::empty({size}, a.options().dtype(in.type)));
   }
   AT_DISPATCH_FLOATING_TYPES(in.type, "pair_forward", [&] { forward<scalar_t>(in, found); });
   return found;

@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..distances import BaseDistance, CosineSimilarity, LpDistance
 from ..pairing import listed_triplets
-from ..reducers import Sums
 from ..utils import common_functions as c_f
 from ..utils import loss_and_miner_utils as lmu
 from .base import BaseMetricLossFunction, OverGroupMixin

@@ -137,7 +137,8 @@ class MarginLoss(OverGroupMixin, BaseMetricLossFunction):
         losses = self.one_by_one(pos + neg, divisor)
         found = {"losses": losses, "indices": (a, p, n), "reduction_type": "triplet", "divisor": divisor}
         if self.learn_beta and len(beta) > 1:
-            regular = {"losses": self.one_by_one(self.nu * of_anchor, divisor), "indices": a, "reduction_type": "element", "divisor": divisor}
+            of_beta = self.one_by_one(self.nu * of_anchor, divisor)
+            regular = {"losses": of_beta, "indices": a, "reduction_type": "element", "divisor": divisor}
         else:
             regular = self._of_beta(torch.where(self.total(torch.tensor(len(a), device=beta.device)) > 0, beta, 0.0))
         return {"margin_loss": found, "beta_reg_loss": regular}
