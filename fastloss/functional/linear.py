@@ -126,7 +126,7 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     settings = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap,
                     logit_scale=logit_scale, return_lse=return_lse, return_accuracy=return_accuracy, empty=empty)
-    x = input.reshape(-1, input.shape[-1])
+    x = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     if not places:
         target = target.reshape(-1, classes) if soft else target.reshape(-1) if target.shape == rows else target
     # Checked as cross_entropy checks the logits, of which this has the shape, dtype and device.
