@@ -223,6 +223,17 @@ def metric():
 
 
 @case
+def self_supervised():
+    for rows in splits():
+        views = torch.stack([rows_of(sum(rows)), rows_of(sum(rows))], 1)
+        for name in ("NTXentLoss", "TripletMarginLoss"):
+            like_one(lambda z, group=None, name=name: losses.SelfSupervisedLoss(getattr(losses, name)(group=group))(z[:, 0], z[:, 1]),
+                     [views], rows)
+    loss = losses.SelfSupervisedLoss(losses.NTXentLoss(group=dist.group.WORLD), symmetric=False)
+    raises(lambda: loss(views[:2, 0], views[:2, 1]), "neither indices nor references", NotImplementedError)
+
+
+@case
 def learned_margins():
     for rows in splits():
         total = sum(rows)

@@ -47,6 +47,13 @@ class _Rows(torch.autograd.Function):
         return None, whole[begin : begin + ctx.rows].clone()
 
 
+def first_row(group: object, name: str, embeddings: Tensor) -> int:
+    """The number of this process's first row among those of all."""
+    together = Rows(name, group)
+    together.agree(lambda: (None, {}, (len(embeddings),)), embeddings)
+    return together.begin()
+
+
 def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], given: tuple) -> Tensor:
     """What `forward` gives of the arguments `given` while the loss knows its processes, all of which have the same kind of rows."""
     embeddings, labels, indices_tuple, ref_emb, ref_labels = given

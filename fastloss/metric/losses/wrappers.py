@@ -101,7 +101,8 @@ class SelfSupervisedLoss(BaseLossWrapper):
 
     Args:
         loss: over pairs or triplets.
-        symmetric: whether both sets are one batch, in which both give anchors; else the embeddings are anchors.
+        symmetric: whether both sets are one batch, in which both give anchors; else the embeddings are anchors. A loss over a group has to
+            be symmetric.
     """
 
     def __init__(self, loss: BaseMetricLossFunction, symmetric: bool = True, **kwargs) -> None:
@@ -110,6 +111,9 @@ class SelfSupervisedLoss(BaseLossWrapper):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         labels = c_f.torch_arange_from_size(embeddings)
+        group = getattr(self.loss, "group", None)
+        if group is not None:  # numbers among the rows of all processes
+            labels = labels + over_group("metric", "first_row", group, type(self).__name__, embeddings)
         if self.symmetric:
             return self.loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))
         return self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
