@@ -276,7 +276,10 @@ def cross_batch_memory():
                 got.backward()
                 close(got, wanted)
                 close(mine.grad, own(whole.grad, rows))
-            assert torch.equal(one.embedding_memory, over.embedding_memory) and torch.equal(one.label_memory, over.label_memory)
+            first, count = over._part
+            assert len(over.embedding_memory) == count <= len(one.embedding_memory) / dist.get_world_size() + 1
+            for whole, part in ((one.embedding_memory, over.embedding_memory), (one.label_memory, over.label_memory)):
+                assert torch.equal(whole[first : first + count], part)
     wrong = losses.CrossBatchMemory(losses.TripletMarginLoss(group=dist.group.WORLD), FEATURES, 40, group=dist.group.WORLD)
     raises(lambda: wrong(mine, own(labels, rows)), "takes a group, but has none", NotImplementedError)
 

@@ -131,6 +131,12 @@ class Group:
             values = values / self.count()
         return values.to(dtype)
 
+    def share(self, total: int, rank: int | None = None) -> tuple[int, int]:
+        """Of neighbours that the ranks have evenly, the first of this rank, or of another one, and how many it has."""
+        rank = self.rank if rank is None else rank
+        each, more = divmod(total, self.world)
+        return rank * each + min(rank, more), each + (rank < more)
+
     def count(self, of: int = 0) -> int:
         """The sum of one of the sizes over the ranks."""
         return sum(sizes[of] for sizes in self.sizes)

@@ -27,8 +27,7 @@ def share(group: object, name: str, classes: int) -> tuple[int, int]:
     among = Classes(name, group)
     if classes < among.world:
         raise ValueError(f"{name}: wanted a class for each of {among.world} processes of the group, got num_classes={classes}")
-    each, more = divmod(classes, among.world)
-    return among.rank * each + min(among.rank, more), each + (among.rank < more)
+    return among.share(classes)
 
 
 def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], given: tuple) -> Tensor:

@@ -92,7 +92,7 @@ def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tenso
 def remembered(
     group: object, memory: torch.nn.Module, embeddings: Tensor, labels: Tensor, indices_tuple, enqueue_mask: Tensor | None
 ) -> Tensor:
-    """The loss of a :class:`fastloss.metric.losses.CrossBatchMemory` whose ring takes the rows of all processes."""
+    """The loss of a :class:`fastloss.metric.losses.CrossBatchMemory` whose ring takes the rows of all processes, each of which has a part."""
     name, loss = type(memory).__name__, memory.loss
     together = Rows(name, group)
 
@@ -117,11 +117,22 @@ def remembered(
     labels = c_f.to_device(labels, embeddings)
     memory.add_to_memory(together.concatenated(embeddings.detach()), together.concatenated(labels), together.count())
     used = memory.memory_size if memory.has_been_filled else memory.queue_idx
-    rows, row_labels, begin = memory.embedding_memory[:used], memory.label_memory[:used], memory._begin
-    if memory._goes_around:  # turned so that the batch lies together
-        rows, row_labels, begin = rows.roll(-begin, 0), row_labels.roll(-begin, 0), 0
-    copies = lmu.Copies(begin + together.begin())
+    parts = [together.share(memory.memory_size, rank) for rank in range(together.world)]
+    filled = [max(0, min(first + count, used) - first) for first, count in parts]
+    together.sizes = list(zip(together.every(), filled))
+    mine = filled[together.rank]
+    rows, row_labels = memory.embedding_memory[:mine], memory.label_memory[:mine]
+    if memory._goes_around:  # gathered for once, and turned so that the batch lies together
+        rows, row_labels = (together.concatenated(part, 1).roll(-memory._begin, 0) for part in (rows, row_labels))
+        copies = lmu.Copies(together.begin())
+    else:
+        copies = lmu.Copies(memory._begin + together.begin(), spread=True)
     return with_group(loss, together, loss, (embeddings, labels, copies, rows, row_labels))
+
+
+def part(group: object, name: str, rows: int) -> tuple[int, int]:
+    """The first row of a ring that this process has, and how many it has."""
+    return Group(name, group).share(rows)
 
 
 def settings_of(module: torch.nn.Module) -> dict[str, object]:

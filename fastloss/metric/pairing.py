@@ -93,7 +93,7 @@ class PairScores:
         ref_labels: (M,); the same object, or None, for the labels of the rows, of which none is then its own partner.
         indices_tuple: pairs or triplets, :class:`~utils.loss_and_miner_utils.Copies`, or None.
         over: the processes that have other rows, a :class:`fastloss.distributed.Group` that has agreed, or None. References other than the
-            set itself are the same in all of them.
+            set itself are the same in all of them, or spread, as :class:`~utils.loss_and_miner_utils.Copies` says.
 
     Raises:
         AssertionError: a pair is listed both as positive and as negative; looked at on the CPU only.
@@ -108,7 +108,8 @@ class PairScores:
         self.sign = -1.0 if distance.is_inverted else 1.0
         self.rows, self.columns = len(embeddings), len(ref_emb)
         self.own = ref_emb is embeddings
-        self._spread = over if self.own else None  # who has rows to compare with
+        copies = indices_tuple if isinstance(indices_tuple, lmu.Copies) else None
+        self._spread = over if self.own or copies is not None and copies.spread else None  # who has rows to compare with
         self.scores = distance.scores(embeddings, None if self.own else ref_emb)
         if over is not None and self.scores is None:
             raise NotImplementedError(f"{name}: with group a distance that the pair engine knows is wanted, got {type(distance).__name__}")
@@ -117,12 +118,14 @@ class PairScores:
         self.matrix = distance(embeddings, ref_emb) if self.scores is None else None
         self.dtype, self.device = accumulate_dtype(embeddings.dtype), embeddings.device
         self.labels = self.codes = self.skip = None
-        if indices_tuple is None or isinstance(indices_tuple, lmu.Copies):
+        if indices_tuple is None or copies is not None:
             own = ref_labels is None or ref_labels is labels
             self.labels = labels, None if own else ref_labels
             if self._spread is None:
                 self.labels = dense_labels(*self.labels, self.dtype)
-            self.skip = indices_tuple.offset if indices_tuple is not None else 0 if own else None
+            self.skip = copies.offset if copies is not None else 0 if own else None
+            if copies is not None and self._spread is not None:  # which counts the rows of all
+                self.skip -= over.begin()
         else:
             self.codes = self._codes(lmu.convert_to_pairs(indices_tuple, labels, ref_labels))
 
@@ -138,7 +141,7 @@ class PairScores:
     def statistics(self, *terms: Term) -> list[Statistic]:
         """One :class:`Statistic` for each term."""
         if self._spread is not None:
-            return self._spread.statistics(self.scores, terms, labels=self.labels, skip=self.skip)
+            return self._spread.statistics(self.scores, terms, labels=self.labels, skip=self.skip, sizes=(0, int(not self.own)))
         about = {"labels": self.labels, "codes": self.codes, "skip": self.skip}
         if self.scores is None:
             return matrix_statistics(self.matrix, terms, **about)
@@ -151,8 +154,9 @@ class PairScores:
         if self._spread is None:
             same, columns = equal_labels(*self.labels), self.columns
         else:
-            both = dense_labels(self.labels[0], self._spread.concatenated(self.labels[0]), self.dtype)
-            same, columns = equal_labels(*both), self._spread.count()
+            of = int(not self.own)
+            both = dense_labels(self.labels[0], self._spread.concatenated(self.labels[of], of), self.dtype)
+            same, columns = equal_labels(*both), self._spread.count(of)
         return same - int(self.skip is not None), columns - same
 
     def sum(self, values: Tensor) -> Tensor:

@@ -128,8 +128,12 @@ class OverGroupMixin:
 
     def as_references(self, embeddings: Tensor, labels: Tensor | None, indices_tuple, ref_emb: Tensor, ref_labels: Tensor | None) -> tuple:
         """What comes after embeddings and labels in a call of ``compute_loss``; of several processes the rows of all are the references."""
-        if self._over is None or ref_emb is not embeddings:
+        if self._over is None:
             return indices_tuple, ref_emb, ref_labels
+        if ref_emb is not embeddings:
+            if indices_tuple.spread:
+                ref_emb, ref_labels = (self._over.concatenated(part, 1) for part in (ref_emb, ref_labels))
+            return lmu.Copies(indices_tuple.offset), ref_emb, ref_labels
         rows, row_labels, begin = self.everyone(embeddings, labels)
         return lmu.Copies(begin), rows, row_labels
 

@@ -186,12 +186,12 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         embedding_size: D.
         memory_size: rows of the ring.
         miner: of pairs of the batch with the ring, or None for all.
-        group: processes whose batches enter the ring of each one, in the order of their ranks, as of
-            :func:`fastloss.functional.clip_loss`. The loss is that of the rows of all; `loss` is one that takes a group but has none.
-            Without `miner`, indices and masks. None for this process alone.
+        group: processes whose batches enter one ring, in the order of their ranks, as of :func:`fastloss.functional.clip_loss`; each has
+            an even part of the ring. The loss is that of the rows of all; `loss` is one that takes a group but has none. Without `miner`,
+            indices and masks. None for this process alone.
 
     Attributes:
-        embedding_memory, label_memory: the ring (memory_size, D), detached, and its labels.
+        embedding_memory, label_memory: the ring (memory_size, D), detached, and its labels; with `group` this process's part.
         queue_idx: where the next row goes.
         has_been_filled: whether all of the ring is in use.
         curr_batch_idx: where the rows of the last batch are.
@@ -205,6 +205,7 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         self.group = group
         self.embedding_size = embedding_size
         self.memory_size = memory_size
+        self._part = (0, memory_size) if group is None else over_group("metric", "part", group, type(self).__name__, memory_size)
         self.reset_queue()
         self.add_to_recordable_attributes(list_of_names=["embedding_size", "memory_size", "queue_idx"])
 
@@ -249,9 +250,15 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
         self.embedding_memory = self.embedding_memory.to(device=embeddings.device, dtype=embeddings.dtype)
         self.label_memory = self.label_memory.to(device=labels.device, dtype=labels.dtype)
         self.curr_batch_idx = torch.arange(self.queue_idx, self.queue_idx + batch_size, device=labels.device) % self.memory_size
-        self.embedding_memory[self.curr_batch_idx] = embeddings.detach()
-        self.label_memory[self.curr_batch_idx] = labels.detach()
         end = self.queue_idx + batch_size
+        first, count = self._part
+        to_end = self.memory_size - self.queue_idx
+        for begin, until, row in ((self.queue_idx, min(end, self.memory_size), 0), (0, end - self.memory_size, to_end)):
+            low, high = max(begin, first), min(until, first + count)
+            if low < high:
+                batch = slice(row + low - begin, row + high - begin)
+                self.embedding_memory[low - first : high - first] = embeddings[batch].detach()
+                self.label_memory[low - first : high - first] = labels[batch].detach()
         self.has_been_filled = self.has_been_filled or end >= self.memory_size
         self._goes_around = end > self.memory_size
         self._begin = self.queue_idx
@@ -283,7 +290,7 @@ class CrossBatchMemory(BaseLossWrapper, ModuleWithRecords):
 
     def reset_queue(self) -> None:
         """Empty the ring."""
-        self.register_buffer("embedding_memory", torch.zeros(self.memory_size, self.embedding_size))
-        self.register_buffer("label_memory", torch.zeros(self.memory_size, dtype=torch.long))
+        self.register_buffer("embedding_memory", torch.zeros(self._part[1], self.embedding_size))
+        self.register_buffer("label_memory", torch.zeros(self._part[1], dtype=torch.long))
         self.has_been_filled = False
         self.queue_idx = 0

@@ -16,9 +16,13 @@ IndicesTuple = Sequence[Tensor]
 
 
 class Copies(NamedTuple):
-    """In the place of an indices_tuple: all pairs by label, but not row i with its own copy, reference row ``i + offset``."""
+    """In the place of an indices_tuple: all pairs by label, but not row i with its own copy, reference row ``i + offset``.
+
+    Of a loss over a group, references that are `spread` lie on its processes one part after the other; others are the same on all.
+    """
 
     offset: int
+    spread: bool = False
 
 
 def logsumexp(x: Tensor, keep_mask: Tensor | None = None, add_one: bool = True, dim: int = 1) -> Tensor:
