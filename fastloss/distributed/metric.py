@@ -92,7 +92,7 @@ def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tenso
 def remembered(
     group: object, memory: torch.nn.Module, embeddings: Tensor, labels: Tensor, indices_tuple, enqueue_mask: Tensor | None
 ) -> Tensor:
-    """The loss of a :class:`fastloss.metric.losses.CrossBatchMemory` whose ring takes the rows of all processes, each of which has a part."""
+    """The loss of a :class:`fastloss.metric.losses.CrossBatchMemory` whose ring takes the rows of all processes; each has a part of it."""
     name, loss = type(memory).__name__, memory.loss
     together = Rows(name, group)
 
