@@ -162,9 +162,10 @@ class OverlapCall(NamedCall):
         if case.loss == "any":
             given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
             tp, fn, fp, tn = soft_confusion_matrix(*positional, **given, backend="eager")
-            rare = float(torch.stack((tp + fn, tn + fp, tp + fp, tn + fn)).amin() / (tp + fn + fp + tn))
+            every = tp + fn + fp + tn
+            rare = max(float(torch.stack((tp + fn, tn + fp, tp + fp, tn + fn)).amin() / every), 1e-5)
             if options.get("metric") in ("mcc", "cohen_kappa"):  # what is predicted as negative is a difference of sums
-                factor *= 1.0 + float((tp + fn + fp + tn) / (tn + fn)) / 16.0
+                factor *= 1.0 + min(float(every / (tn + fn)), 1e5) / 16.0
         leaves = {name: t.detach().requires_grad_() for name, t in zip(("input", "target"), positional) if t.is_floating_point()}
         loss = LOSSES[case.loss].function(*(leaves.get(n, t) for n, t in zip(("input", "target"), positional)), **named, **options,
                                           backend="eager")

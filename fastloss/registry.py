@@ -63,7 +63,7 @@ class Loss:
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The arguments of the function, by name."""
-        return inspect.signature(self.function).parameters
+        return dict(inspect.signature(self.function).parameters)
 
 
 LOSSES: dict[str, Loss] = {}

@@ -220,6 +220,16 @@ def metric():
     ):
         loss = losses.SupConLoss(**options, group=dist.group.WORLD)
         raises(lambda loss=loss: loss(mine, own(labels, rows)), message, (ValueError, NotImplementedError))
+    loss = losses.TripletMarginLoss(triplets_per_anchor=1, group=dist.group.WORLD)
+    raises(lambda: loss(mine, own(labels, rows)), "all triplets count", NotImplementedError)
+    some = torch.where(torch.arange(len(mine)) == 0, 3 - dist.get_rank(), 0)  # on rank 0 beyond the classes
+    loss = losses.MarginLoss(num_classes=3, learn_beta=True, group=dist.group.WORLD)
+    raises(lambda: loss(mine, some), "out of bounds|has failed", (IndexError, RuntimeError))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses.TripletMarginLoss(group=dist.group.WORLD)(mine.float(), own(labels, rows)).dtype == torch.float32
+    for name in ("InstanceLoss", "TripletMarginLoss"):
+        like_one(lambda z, group=None, name=name: getattr(losses, name)(group=group)(z, labels if group is None else own(labels, rows)),
+                 [x.bfloat16()], rows)
 
 
 @case

@@ -568,3 +568,9 @@ def test_get_logits_and_outliers():
     (got, centers), (wanted, peers) = ours.get_outliers(x, y, threshold=60), theirs.get_outliers(x, y, threshold=60)
     assert torch.equal(got, wanted)
     assert torch.equal(centers[:, y], peers[:, y]) and not centers[:, 4].any()  # there, of a class without rows, memory as it was
+
+
+def test_margins_of_listed_triplets_without_labels():
+    x, listed = torch.randn(6, 4), (torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4, 5]))
+    ours, theirs = (library.MarginLoss()(x, None, listed) for library in (losses, peer.losses))
+    torch.testing.assert_close(ours, theirs)

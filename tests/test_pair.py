@@ -228,3 +228,16 @@ def test_wrong_arguments(backend):
         pair_statistics("pair", Scores(a[:, 0]), [Term("lse")], backend=backend)
     with pytest.raises(ValueError, match="pair: wanted 1 to 4 terms, got 5"):
         pair_statistics("pair", Scores(a), [Term("lse")] * 5, backend=backend)
+
+
+@pytest.mark.parametrize("features", [1, 2, 7, 64, 130])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_scores_of_bfloat16_rows_are_not_rounded(features, enabled):
+    """Whether the processor multiplies them itself or torch may not use that."""
+    a, b = torch.randn(70, features).bfloat16(), torch.randn(300, features).bfloat16()
+    with torch.backends.mkldnn.flags(enabled=enabled):
+        found = pair_statistics("test", Scores(a, b), [Term("sum", "all"), Term("max", "all")], backend="cpu")
+    exact = a.double() @ b.double().t()
+    size = (a.double().abs() @ b.double().abs().t()).amax(1)
+    assert ((found[1].value - exact.amax(1)).abs() <= 1e-6 * size).all()
+    assert ((found[0].value - exact.sum(1)).abs() <= 1e-6 * 300 * size).all()

@@ -5,12 +5,12 @@
 
 #include "ops.h"
 
+#include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 #include <ATen/ops/zeros_like.h>
-#include <cpuinfo.h>
 #include <torch/library.h>
 
 #include <array>
@@ -74,10 +74,23 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, con
   else at::cpu::mm_out(out, left, right);
 }
 
-// Whether the processor multiplies pairs of bfloat16 numbers and adds them up in float32.
+// Whether torch multiplies pairs of bfloat16 numbers on this processor's own instructions for it, and adds them up in float32.
 bool has_bfloat16_products() {
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
-  return has_small_products() && cpuinfo_initialize() && cpuinfo_has_x86_avx512bf16();
+#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__) && defined(__GNUC__)
+  if (!at::globalContext().userEnabledMkldnn()) return false;  // now, but perhaps not later
+  static const bool works = [] {
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
+    const at::BFloat16 a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};  // b by pairs of rows
+    float c[4] = {};
+    try {
+      at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, true);
+      at::native::cpublas::brgemm_release(true);
+    } catch (const std::exception&) {
+      return false;
+    }
+    return std::equal(a, a + 4, c);
+  }();
+  return works;
 #else
   return false;
 #endif

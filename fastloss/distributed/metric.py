@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..engine import accumulate_dtype
 from ..metric.utils import common_functions as c_f
 from ..metric.utils import loss_and_miner_utils as lmu
 from ..pair import Scores, Statistic, Term
@@ -71,13 +72,13 @@ def run(group: object, loss: torch.nn.Module, forward: Callable[..., Tensor], gi
         parts = (loss, loss.distance, *loss.reducer.modules())
         about = {
             "features": embeddings.shape[1], "embeddings' dtype": embeddings.dtype, "labels' dtype": labels.dtype,
-            "the loss's settings": [(type(part).__name__, settings_of(part)) for part in parts],
+            "the loss's settings": [(type(part).__name__, settings_of(part)) for part in parts], "the loss": loss.alike(labels),
             "requires_grad": embeddings.requires_grad and torch.is_grad_enabled(),
         }
         return None, about, (len(embeddings),)
 
     together.agree(check, embeddings)
-    return with_group(loss, together, forward, given)
+    return rounded_once(loss, together, forward, given)
 
 
 def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tensor], given: tuple) -> Tensor:
@@ -87,6 +88,15 @@ def with_group(loss: torch.nn.Module, group: Group, forward: Callable[..., Tenso
         return forward(*given)
     finally:
         loss._over = None
+
+
+def rounded_once(loss: torch.nn.Module, group: Group, forward: Callable[..., Tensor], given: tuple) -> Tensor:
+    """:func:`with_group` of rows in the dtype that sums are kept in, so that what processes add to a gradient is not rounded before."""
+    embeddings, labels, indices_tuple, ref_emb, ref_labels = given
+    wide = accumulate_dtype(embeddings.dtype)
+    ref_emb = None if ref_emb is None else ref_emb.to(wide)
+    value = with_group(loss, group, forward, (embeddings.to(wide), labels, indices_tuple, ref_emb, ref_labels))
+    return value if torch.is_autocast_enabled(embeddings.device.type) else value.to(embeddings.dtype)
 
 
 def remembered(
@@ -106,9 +116,10 @@ def remembered(
                 f"reducer that needs sums only is wanted, got {type(loss).__name__}"
             )
         c_f.check_shapes(embeddings, labels)
+        parts = (memory, loss, loss.distance, *loss.reducer.modules())
         about = {
             "features": embeddings.shape[1], "embeddings' dtype": embeddings.dtype, "labels' dtype": labels.dtype,
-            "the settings": [(type(part).__name__, settings_of(part)) for part in (memory, loss, loss.distance, *loss.reducer.modules())],
+            "the settings": [(type(part).__name__, settings_of(part)) for part in parts], "the loss": loss.alike(labels),
             "requires_grad": embeddings.requires_grad and torch.is_grad_enabled(),
         }
         return None, about, (len(embeddings),)
@@ -127,7 +138,7 @@ def remembered(
         copies = lmu.Copies(together.begin())
     else:
         copies = lmu.Copies(memory._begin + together.begin(), spread=True)
-    return with_group(loss, together, loss, (embeddings, labels, copies, rows, row_labels))
+    return rounded_once(loss, together, loss, (embeddings, labels, copies, rows, row_labels))
 
 
 def part(group: object, name: str, rows: int) -> tuple[int, int]:

@@ -148,20 +148,24 @@ class OverGroupMixin:
         if self._over is not None:
             parts = [total, count, *(t for t in (above, divisor) if t is not None)]
             found = iter(self._over.sum(torch.stack([part.double() for part in parts])))
-            total, count = next(found).to(total.dtype), next(found)
-            above, divisor = (None if t is None else next(found) for t in (above, divisor))
+            total, count = (next(found).to(total.dtype) for _ in range(2))
+            above, divisor = (None if t is None else next(found).to(total.dtype) for t in (above, divisor))
         return Sums(total, count.clamp(min=least), above, divisor)
 
-    def one_by_one(self, losses: Tensor, divisor: Tensor | None = None) -> Tensor | Sums:
+    def one_by_one(self, losses: Tensor, divisor: Tensor | None = None, least: int = 1) -> Tensor | Sums:
         """Losses as they are or, of several processes, what reducers get."""
         if self._over is None:
             return losses
-        return self.sums(losses.sum(), losses.new_tensor(len(losses)), (losses > 0).sum(), divisor)
+        return self.sums(losses.sum(), losses.new_tensor(len(losses)), (losses > 0).sum(), divisor, least)
 
-    def elements(self, losses: Tensor, name: str = "loss") -> dict[str, dict]:
+    def elements(self, losses: Tensor, name: str = "loss", least: int = 0) -> dict[str, dict]:
         found = super().elements(losses, name)
-        found[name]["losses"] = self.one_by_one(losses)
+        found[name]["losses"] = self.one_by_one(losses, least=least)
         return found
+
+    def alike(self, labels: Tensor) -> object:
+        """Of a call over a group what has to be alike on all processes, besides settings; raises for what this loss cannot do there."""
+        return None
 
 
 class WeightRegularizerMixin:

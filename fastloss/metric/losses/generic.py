@@ -74,7 +74,7 @@ class RowLoss(StatisticLoss):
         pairs = self.pair_scores(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         positive, negative = pairs.counts()
         enough = (pairs.sum(positive) > 1) | (pairs.sum(negative) > 1)
-        return self.elements(torch.where(enough, self.row_losses(pairs, positive, negative), 0.0))
+        return self.elements(torch.where(enough, self.row_losses(pairs, positive, negative), 0.0), least=1)
 
     def row_losses(self, pairs: PairScores, positive: Tensor, negative: Tensor) -> Tensor:
         """(N,), of rows that have as many positive and negative pairs."""

@@ -198,7 +198,8 @@ class ProxyNCALoss(ClassLoss):
     """:class:`NCALoss` of the rows among proxies, one a class: ``-log softmax_y(-softmax_scale |x_i - p_j|^2)`` (Movshovitz-Attias et al.
     2017, with the row's own proxy in the denominator). Of listed pairs the anchors weigh rows.
 
-    Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean.
+    Distance: Lp with power 2; of similarities the sign turns. Reducer: Mean. No subclass of :class:`NCALoss`, as it is in
+    pytorch-metric-learning.
 
     Args:
         num_classes: C.

@@ -310,7 +310,7 @@ class DynamicSoftMarginLoss(OverGroupMixin, BaseMetricLossFunction):
         else:
             a, p, n = listed_triplets(indices_tuple, labels, ref_labels, "all")
             difference = far[a, p] - far[a, n]
-        number = self.total(torch.tensor(len(difference), device=far.device))
+        number = len(difference) if self._over is None else int(self._over.sum(torch.tensor(len(difference), device=far.device)))
         if number == 0:
             return self.zero_losses()
         losses = self.total(self._weigh(difference).sum()) / number

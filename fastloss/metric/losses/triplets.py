@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..._checks import labels_in_range
 from ...pair import Scores, Term, pair_statistics, softplus
 from ...triplets import triplet_sums
 from ..blocks import block_sums
@@ -15,6 +16,16 @@ from ..pairing import PairScores, by_labels, listed_pairs, listed_scores, listed
 from ..reducers import AvgNonZeroReducer, BaseReducer, DivisorReducer, MeanReducer, SumReducer, reducer_of
 from ..utils import common_functions as c_f
 from .base import BaseMetricLossFunction, OverGroupMixin
+
+
+_PLAIN = (MeanReducer, SumReducer, DivisorReducer)  # that do not look at single losses
+
+
+def _all_triplets(loss) -> None:
+    """Raise unless a loss over a group takes all triplets."""
+    if loss.triplets_per_anchor != "all":
+        name, number = type(loss).__name__, loss.triplets_per_anchor
+        raise NotImplementedError(f"{name}: with group all triplets count, got triplets_per_anchor={number}")
 
 
 class TripletMarginLoss(OverGroupMixin, BaseMetricLossFunction):
@@ -63,6 +74,9 @@ class TripletMarginLoss(OverGroupMixin, BaseMetricLossFunction):
         violation = self.distance.margin(ap, an) + self.margin
         losses = softplus(violation) if self.smooth_loss else torch.relu(violation)
         return {"loss": {"losses": self.one_by_one(losses), "indices": (a, p, n), "reduction_type": "triplet"}}
+
+    def alike(self, labels: Tensor) -> object:
+        _all_triplets(self)
 
     def _all(self, pairs: PairScores) -> dict:
         labels, ref_labels = pairs.labels
@@ -120,7 +134,7 @@ class MarginLoss(OverGroupMixin, BaseMetricLossFunction):
         indices_tuple, ref_emb, ref_labels = self.as_references(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         beta = self.beta.to(device=embeddings.device, dtype=torch.promote_types(embeddings.dtype, torch.float32))
         reducer = reducer_of(self.reducer, "margin_loss")
-        usual = type(reducer) in (MeanReducer, SumReducer, DivisorReducer) and reducer_of(self.reducer, "beta_reg_loss").takes_sums()
+        usual = type(reducer) in _PLAIN and type(reducer_of(self.reducer, "beta_reg_loss")) in _PLAIN
         if self.triplets_per_anchor == "all":
             indices_tuple = without_lists(indices_tuple, labels, ref_labels, triplets=True)
         if usual and by_labels(labels, indices_tuple) and self.triplets_per_anchor == "all":
@@ -130,7 +144,7 @@ class MarginLoss(OverGroupMixin, BaseMetricLossFunction):
         if len(a) == 0 and self._over is None:
             return self.zero_losses()
         ap, an = listed_scores(self.distance, embeddings, ref_emb, (a, p), (a, n))
-        of_anchor = self._of_rows(beta, labels[a])
+        of_anchor = self._of_rows(beta, labels, a)
         pos = torch.relu(self.distance.margin(ap, of_anchor) + self.margin)
         neg = torch.relu(self.distance.margin(of_anchor, an) + self.margin)
         divisor = (pos > 0).sum() + (neg > 0).sum()
@@ -143,17 +157,25 @@ class MarginLoss(OverGroupMixin, BaseMetricLossFunction):
             regular = self._of_beta(torch.where(self.total(torch.tensor(len(a), device=beta.device)) > 0, beta, 0.0))
         return {"margin_loss": found, "beta_reg_loss": regular}
 
-    def _of_rows(self, beta: Tensor, labels: Tensor) -> Tensor:
-        """The beta of each row; of several processes its gradient is that of the rows of all."""
+    def _of_rows(self, beta: Tensor, labels: Tensor | None, rows: Tensor) -> Tensor:
+        """The beta of each of some rows; of several processes its gradient is that of the rows of all."""
         beta = beta if self._over is None else self._over.shared(beta)
-        return beta.expand(len(labels)) if len(beta) == 1 else beta[labels]
+        return beta.expand(len(rows)) if len(beta) == 1 else beta[labels[rows]]
+
+    def alike(self, labels: Tensor) -> object:
+        _all_triplets(self)
+        if len(self.beta) > 1:
+            labels_in_range(type(self).__name__, labels, len(self.beta), None)
+            if self.learn_beta and type(reducer_of(self.reducer, "beta_reg_loss")) not in _PLAIN:
+                raise NotImplementedError("MarginLoss: with group beta_reg_loss of a beta for each class is averaged, summed or divided")
+        return len(self.beta)
 
     def _of_beta(self, beta: Tensor) -> dict:
         return self.zero_loss() | ({"losses": self.nu * beta} if self.learn_beta else {})
 
     def _all(self, pairs: PairScores, beta: Tensor, labels: Tensor) -> dict:
         beta = beta.to(pairs.dtype)
-        of_row = self._of_rows(beta, labels)
+        of_row = self._of_rows(beta, labels, torch.arange(pairs.rows, device=beta.device))
         pos, neg = pairs.statistics(
             Term("sum", "positive", "relu", (pairs.sign, self.margin), row=-pairs.sign * of_row),
             Term("sum", "negative", "relu", (-pairs.sign, self.margin), row=pairs.sign * of_row),
