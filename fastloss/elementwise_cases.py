@@ -87,11 +87,19 @@ class ElementwiseCase:
             if first is not None and self.values == "equal" and raw.shape == first.shape:
                 raw = torch.where(torch.rand(shape, generator=generator) < 0.5, first, raw)
             first = raw if first is None else first
-            memories[name], tensors[name] = LAYOUTS[layout](DOMAINS[domain](raw).to(dtype))
+            memories[name], tensors[name] = LAYOUTS[layout](_normal(DOMAINS[domain](raw), dtype))
         weight = WEIGHTS[self.weight](self.shape, generator)
         if weight is not None:
             tensors["weight"] = memories["weight"] = weight.to(dtype)
         return ElementwiseCall(self, tensors, memories)
+
+
+def _normal(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a dtype; of bfloat16 no subnormal numbers, which Triton's interpreter reads wrong."""
+    if dtype == torch.bfloat16 and values.is_floating_point():
+        least = torch.finfo(dtype).smallest_normal
+        values = torch.where((values != 0) & (values.abs() < least), torch.copysign(torch.full_like(values, least), values), values)
+    return values.to(dtype)
 
 
 def middle(bounds: tuple[float, float]) -> float:
