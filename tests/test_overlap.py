@@ -416,3 +416,11 @@ def test_an_absent_class_of_no_score_is_left_out(absent, backend):
     options = {"smooth": 0.0, "eps": 0.0, "log": True, "absent": absent, "backend": backend}
     value = ours.dice_loss(x, torch.zeros(2, 16).long(), **options)
     assert value.isfinite() and torch.autograd.grad(value, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dice_ce_loss", "dice_focal_loss"])
+def test_a_mean_of_no_pixel_has_no_gradient(name, backend):
+    """One channel as a softmax, and nothing of it there."""
+    x = torch.randn(2, 1, 5, requires_grad=True)
+    value = getattr(ours, name)(x, torch.zeros(2, 5, dtype=torch.long), activation="softmax", backend=backend)
+    assert value.isnan() and not torch.autograd.grad(value, x)[0].any()

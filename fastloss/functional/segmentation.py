@@ -296,8 +296,11 @@ def _cross_entropy_part(sums_of: Sums, weight: Tensor | None) -> Tensor:
     if weight is not None:
         loss, there = loss * weight.to(loss.dtype), there * weight.to(loss.dtype)
     if sums_of.activation == "sigmoid":
-        return loss.sum() / sums["count"].sum()
-    return loss.sum() / (there.sum() if sums_of.labels else sums["count"].sum() / sums_of.all.shape[1])
+        number = sums["count"].sum()
+    else:
+        number = there.sum() if sums_of.labels else sums["count"].sum() / sums_of.all.shape[1]
+    none = number == 0  # of no pixel the mean is NaN, and nothing has a gradient
+    return (loss.sum() / number.masked_fill(none, 1.0)).masked_fill(none, float("nan"))
 
 
 @register("overlap", formula="lambda_dice Dice + lambda_ce CE", source="Isensee et al. 2021, equation 1",
