@@ -27,20 +27,37 @@ constexpr int64_t kMaxLabel = 1 << 24;    // places and labels are kept in float
 constexpr int kFunctors = 0 FASTLOSS_PAIR(FASTLOSS_COUNT);
 #undef FASTLOSS_COUNT
 
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+// Whether torch's small product of T gives what it should; of `pairs`, with the second operand by pairs of rows.
+template <class T>
+bool multiplies(bool pairs) {
+  const T a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};
+  float c[4] = {};
+  try {
+    at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, pairs);
+    at::native::cpublas::brgemm_release(pairs);
+  } catch (const std::exception&) {
+    return false;
+  }
+  return std::equal(a, a + 4, c);
+}
+#endif
+
 // Whether torch has small products that keep to one thread, which are twice as fast as the library's on some processors.
 bool has_small_products() {
 #ifdef CPUBLAS_BRGEMM_F32F32F32
-  static const bool works = [] {
-    const float a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};
-    float c[4] = {};
-    try {
-      at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, false);
-      at::native::cpublas::brgemm_release(false);
-    } catch (const c10::Error&) {
-      return false;
-    }
-    return std::equal(a, a + 4, c);
-  }();
+  static const bool works = multiplies<float>(false);
+  return works;
+#else
+  return false;
+#endif
+}
+
+// Whether torch multiplies pairs of bfloat16 numbers on this processor's own instructions for it, and adds them up in float32.
+bool has_bfloat16_products() {
+#if defined(CPUBLAS_BRGEMM_F32F32F32) && defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__) && defined(__GNUC__)
+  if (!at::globalContext().userEnabledMkldnn()) return false;  // now, but perhaps not later
+  static const bool works = __builtin_cpu_supports("avx512bf16") && multiplies<at::BFloat16>(true);
   return works;
 #else
   return false;
@@ -72,28 +89,6 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, con
   const Tensor left = view(a, m, k, a_stride), right = view(b, k, n, b_stride);
   if (add) at::cpu::addmm_out(out, out, left, right);
   else at::cpu::mm_out(out, left, right);
-}
-
-// Whether torch multiplies pairs of bfloat16 numbers on this processor's own instructions for it, and adds them up in float32.
-bool has_bfloat16_products() {
-#if defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__) && defined(__GNUC__)
-  if (!at::globalContext().userEnabledMkldnn()) return false;  // now, but perhaps not later
-  static const bool works = [] {
-    if (!__builtin_cpu_supports("avx512bf16")) return false;
-    const at::BFloat16 a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};  // b by pairs of rows
-    float c[4] = {};
-    try {
-      at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, true);
-      at::native::cpublas::brgemm_release(true);
-    } catch (const std::exception&) {
-      return false;
-    }
-    return std::equal(a, a + 4, c);
-  }();
-  return works;
-#else
-  return false;
-#endif
 }
 
 // Small products keep what they set up for a thread until told.
