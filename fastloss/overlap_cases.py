@@ -158,6 +158,15 @@ class OverlapCall(NamedCall):
             if base.numel() and gamma < 1:
                 least = max(float(base.nan_to_num().amin()), 1e-6)
                 factor, steep = factor + least ** (gamma - 1), 1.0 + 1.0 / least
+        part = 1.0 / max(1, torch.Size(case.shape[2:]).numel())  # of a score that one pixel is
+        if case.loss == "tversky" and not any(value for _, value in case.params):
+            # Neither error has a price: what overlaps, however little, is divided by itself. A 1 more above the bar is one over it.
+            each = {name: value for name, value in options.items() if name not in ("reduction", "weight", "log")}
+            smooth, below = each.pop("smooth", 1e-5), each.pop("smooth_denominator", None)
+            each |= {"smooth_denominator": smooth if below is None else below, "reduction": "none", "backend": "eager"}
+            with torch.no_grad():
+                score, higher = (1.0 - LOSSES[case.loss].function(*positional, **each, smooth=smooth + more) for more in (0.0, 1.0))
+            part = max(part, float((higher - score).nan_to_num().amax())) if score.numel() else part
         rare = 1.0  # the smallest number that a metric of counts divides by, of the number of elements
         if case.loss == "any":
             given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
@@ -177,7 +186,7 @@ class OverlapCall(NamedCall):
         for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), back, allow_unused=True)):
             largest = 0.0 if grad is None or not grad.numel() else float(grad.abs().nan_to_num().amax())
             # Where a softmax is sure of a class, terms of the order of one pixel's share cancel.
-            share = float(back.abs().amax()) / max(1, torch.Size(case.shape[2:]).numel()) if back.numel() else 0.0
+            share = float(back.abs().amax()) * part if back.numel() else 0.0
             sizes[name] = (largest + share) * factor * steep
         return sizes
 

@@ -122,12 +122,12 @@ class PlainCall(NamedCall):
         for name, grad in zip(leaves, found):
             share = float(upstream["loss"].double().abs().amax()) / leaves[name].numel() if value.numel() and leaves[name].numel() else 0.0
             result[name] = (float(grad.abs().max()) if grad is not None and grad.numel() else 0.0) + share
-        if self.case.loss in TERMS:
+        if self.case.loss in TERMS and value.numel():
             terms = TERMS[self.case.loss](wide.by_name, **dict(self.case.params))
             largest = max(float(t.detach().abs().max()) for t in leaves.values()) * float(upstream["loss"].abs().max())
-            rows = next(iter(wide.by_name.values())).shape[:-1].numel()
-            for name in ("loss", *leaves):
-                result[name] += terms * (largest if name != "loss" else rows if self.case.reduction == "sum" else 1.0)
+            rows = next(iter(wide.by_name.values())).shape[:-1].numel() if self.case.reduction == "sum" else 1
+            for name in ("loss", *(leaves if self.case.loss not in HINGES else ())):
+                result[name] += terms * (largest if name != "loss" else rows)
             if dict(self.case.params).get("kind") == "tv" and _alike(wide.by_name, dict(self.case.params)["temperature"], self.case.dtype):
                 for name in leaves:  # the sign of a difference that is a rounding is anything, and it enters a whole row
                     result[name] /= torch.finfo(accumulate_dtype(getattr(torch, self.case.dtype))).eps
@@ -161,8 +161,17 @@ def _correlations(tensors: Mapping[str, Tensor], lambd: float, **choices) -> flo
     return 2.0 * max(1.0, lambd * tensors["z1"].shape[-1])
 
 
+def _hinge(tensors: Mapping[str, Tensor], **choices) -> float:
+    """How large the margin and the two scores are, of which a hinge may be what little is left."""
+    return 1.0 + 2.0 * float(tensors["input"].detach().abs().amax())
+
+
+# Losses whose gradients are counts, which nothing cancels in.
+HINGES = ("multi_margin", "multilabel_margin")
+
 # Losses that are differences of larger terms: how large those are.
 TERMS: dict[str, Callable[..., float]] = {
+    **dict.fromkeys(HINGES, _hinge),
     "linear_distillation": _logits, "barlow_twins": _correlations,
     # Entropies, up to log C, less cross-entropies or entropies.
     **{name: lambda tensors, **choices: 8.0 for name in ("decoupled_information", "focal_uncertainty", "goodhart_aware")},

@@ -191,10 +191,15 @@ _NEAR_ZERO = 1e-6
 
 
 def power_of(base: Tensor, gamma: float) -> Tensor:
-    """base^gamma; below 1e-6 a straight line to 0, so that the gradient is finite for gamma < 1."""
+    """base^gamma; below 1e-6 a straight line to 0, so that the gradient is finite for gamma < 1.
+
+    A base that a rounding has made negative counts as 0 and keeps the line's slope.
+    """
     if gamma == 1.0:
         return base
-    return torch.where(base > _NEAR_ZERO, base.clamp_min(_NEAR_ZERO) ** gamma, base.clamp_min(0.0) * _NEAR_ZERO ** (gamma - 1.0))
+    line = (base - base.detach().clamp_max(0.0)) * _NEAR_ZERO ** (gamma - 1.0)
+    power = torch.where(base > _NEAR_ZERO, base.clamp_min(_NEAR_ZERO) ** gamma, line)
+    return torch.where(base < -_NEAR_ZERO, 0.0, power)
 
 
 DICE, JACCARD = (2.0, 0.0, 1.0, 1.0), (1.0, -1.0, 1.0, 1.0)

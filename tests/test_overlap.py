@@ -19,6 +19,7 @@ from fastloss.cases import LAYOUTS
 from fastloss.fuzz import DTYPES, run
 from fastloss.oracle import check, evaluate, make_upstream, same_bits
 from fastloss.overlap_cases import TARGETS, OverlapCase, choices, targets
+from fastloss.regions import power_of
 from fastloss.registry import LOSSES
 from graphs import recording
 
@@ -331,6 +332,14 @@ def test_defect_29_alpha_prices_false_positives(backend):
     half = torch.cat([none[..., :4], all_[..., :4]], -1)
     assert float(ours.tversky_loss(x, half, 1.0, 0.0, backend=backend)) == pytest.approx(0.5, abs=1e-3)
     assert float(ours.tversky_loss(x, half, 0.0, 1.0, backend=backend)) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_power_keeps_its_slope_where_a_rounding_makes_the_index_larger_than_1():
+    base = torch.tensor([1e-3, 1e-9, 0.0, -1e-9, -1e-3], dtype=torch.float64, requires_grad=True)
+    value = power_of(base, 0.5)
+    assert value.tolist() == pytest.approx([1e-3**0.5, 1e-6, 0.0, 0.0, 0.0])
+    assert torch.autograd.grad(value.sum(), base)[0].tolist() == pytest.approx([0.5 * 1e-3**-0.5, 1e3, 1e3, 1e3, 0.0])
+    assert power_of(torch.tensor(math.nan), 0.5).isnan()
 
 
 # Bad input
