@@ -159,14 +159,16 @@ class OverlapCall(NamedCall):
                 least = max(float(base.nan_to_num().amin()), 1e-6)
                 factor, steep = factor + least ** (gamma - 1), 1.0 + 1.0 / least
         part = 1.0 / max(1, torch.Size(case.shape[2:]).numel())  # of a score that one pixel is
-        if case.loss == "tversky" and not any(value for _, value in case.params):
-            # Neither error has a price: what overlaps, however little, is divided by itself. A 1 more above the bar is one over it.
+        if case.loss == "tversky" and all(value < 1e-3 for _, value in case.params):
+            # Errors have next to no price: what overlaps, however little, is divided by itself. A 1 more above the bar is one over it.
             each = {name: value for name, value in options.items() if name not in ("reduction", "weight", "log")}
             smooth, below = each.pop("smooth", 1e-5), each.pop("smooth_denominator", None)
             each |= {"smooth_denominator": smooth if below is None else below, "reduction": "none", "backend": "eager"}
             with torch.no_grad():
                 score, higher = (1.0 - LOSSES[case.loss].function(*positional, **each, smooth=smooth + more) for more in (0.0, 1.0))
             part = max(part, float((higher - score).nan_to_num().amax())) if score.numel() else part
+            if options.get("soft_label"):  # and what overlaps is a difference of sums
+                factor += part * case.shape[0] * torch.Size(case.shape[2:]).numel()
         rare = 1.0  # the smallest number that a metric of counts divides by, of the number of elements
         if case.loss == "any":
             given = {name: value for name, value in options.items() if name in ("amplifying_scale", "from_logits")}
