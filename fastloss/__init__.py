@@ -3,6 +3,10 @@
 from . import functional, nn
 from ._backends import Explanation, current_backend, explain, use_backend
 from ._version import __version__
+from .pair import use_memory_budget
 from .patch import patch_torch, unpatch_torch
 
-__all__ = ["Explanation", "__version__", "current_backend", "explain", "functional", "nn", "patch_torch", "unpatch_torch", "use_backend"]
+__all__ = [
+    "Explanation", "__version__", "current_backend", "explain", "functional", "nn", "patch_torch", "unpatch_torch", "use_backend",
+    "use_memory_budget",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import importlib
 import inspect
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ._settings import Setting
 from .registry import LOSSES, Loss
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
@@ -32,22 +32,12 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_chosen: contextvars.ContextVar[str] = contextvars.ContextVar("fastloss_backend")
-_default = _checked(os.environ.get("FASTLOSS_BACKEND", "auto"), "FASTLOSS_BACKEND")
-
-
-class _Traced:
-    """The choice as Dynamo sees it: it cannot read a ContextVar, but guards on an attribute. Of the process, not of the thread."""
-
-    backend = _default
-
-
-_traced = _Traced()
+_chosen = Setting("fastloss_backend", _checked(os.environ.get("FASTLOSS_BACKEND", "auto"), "FASTLOSS_BACKEND"))
 
 
 def current_backend() -> str:
     """The backend in force where ``backend=None`` is given: ``use_backend``'s, else ``FASTLOSS_BACKEND``'s, else ``"auto"``."""
-    return _traced.backend if torch.compiler.is_compiling() else _chosen.get(_default)
+    return _chosen.get()
 
 
 @contextlib.contextmanager
@@ -65,14 +55,8 @@ def use_backend(name: str) -> Iterator[None]:
         >>> with fastloss.use_backend("eager"):
         ...     loss = fastloss.functional.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2]))
     """
-    before, _traced.backend = _traced.backend, _checked(name, "use_backend")
-    token = None if torch.compiler.is_compiling() else _chosen.set(name)
-    try:
+    with _chosen.use(_checked(name, "use_backend")):
         yield
-    finally:
-        _traced.backend = before
-        if token is not None:
-            _chosen.reset(token)
 
 
 def _settled(function: Callable) -> Callable:

@@ -7,9 +7,13 @@ The score of row i of `a` and row j of `b` is::
 which covers dot products, cosines of normalised rows, and Euclidean distances, whose biases are the squared norms; rows are normalised and
 norms taken here, with a gradient that is written out (:func:`prepared`). A :class:`Term` asks
 for one statistic a row, or a column, over some of the pairs: the sum, the log-sum-exp or the maximum of a functor of the score. All terms
-of a call share one sweep over tiles of scores; the backward sweep computes the tiles again. Losses are a few lines of plain torch over
-these statistics, and what a second stage needs of the first (the log-sum-exp of the negatives, say) goes into the next call as the
-parameter of a row or column, with its gradient.
+of a call share one sweep over tiles of scores; the backward sweep computes the tiles again, but for those that `memory_budget` has room
+for. Losses are a few lines of plain torch over these statistics, and what a second stage needs of the first (the log-sum-exp of the
+negatives, say) goes into the next call as the parameter of a row or column, with its gradient.
+
+Scores and their gradients are of the accumulation dtype, and products exact to its rounding. They are less precise where torch's own may
+be: ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` lets Triton's kernels use TF32 for float32, and
+``torch.backends.mkldnn.matmul.fp32_precision = "bf16"`` lets the CPU round gradients of scores of bfloat16 rows to bfloat16.
 
 Where `b` is left out, the set is compared with itself: the scores are symmetric, and one sweep gives the gradient of both roles.
 
@@ -19,7 +23,8 @@ Where `b` is left out, the set is compared with itself: the scores are symmetric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +33,7 @@ from torch import Tensor
 
 from ._backends import choose
 from ._checks import small_numbers
+from ._settings import Setting
 from .engine import accumulate_dtype, define, fast_apply, formula_backward, without_autocast
 
 REDUCES = ("sum", "lse", "max")
@@ -36,6 +42,8 @@ TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
 CONSTANTS = 4  # of a functor
 MOST_TERMS = 4  # of a call
 MEMORY_BUDGET = 2**26  # bytes
+KEEP = ("cpu",)  # backends that keep scores from the forward for the backward where `memory_budget` has room for them
+LANES = 64  # rows of a block of such scores
 LEAST_NORM = 1e-12  # that a row is divided by
 EXACT = 2**24  # whole numbers below this are floats
 
@@ -352,17 +360,22 @@ def backward_outputs(
             for t, wanted in zip(tensors, want)]
 
 
-def _forward_fake(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants):
-    return forward_outputs(a, b, terms)
+def _forward_fake(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants,
+                  keep=0):
+    found = forward_outputs(a, b, terms)
+    kept = -(-keep // LANES), (a if b is None else b).shape[0], LANES
+    return [*found, a.new_empty(kept, dtype=accumulate_dtype(a.dtype))] if keep else found
 
 
 def _backward_fake(grads, statistics, a, b, row_bias, column_bias, row_label, column_label, codes, params, *rest):
     return backward_outputs(a, b, row_bias, column_bias, params, rest[6])
 
 
-_FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}) -> Tensor[]", _forward_fake)
+# With `keep` the forward gives the scores of that many rows, as its last tensor, for the backward to take as `kept`.
+_FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}, int keep=0) -> Tensor[]", _forward_fake)
 _BACKWARD = define(
-    "pair_backward", f"(Tensor?[] grads, Tensor[] statistics, {_INPUTS}, {_SETTINGS}, bool[] want, int memory_budget) -> Tensor[]",
+    "pair_backward",
+    f"(Tensor?[] grads, Tensor[] statistics, {_INPUTS}, {_SETTINGS}, bool[] want, int memory_budget, Tensor? kept=None) -> Tensor[]",
     _backward_fake,
 )
 
@@ -385,10 +398,13 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, settings, memory_budget, how, *inputs):
-        found = _FORWARD[backend](*how.rows(*inputs[:4], backend), *inputs[4:7], list(inputs[7:]), *settings)
+        ready = how.rows(*inputs[:4], backend)
+        keep = _rows_to_keep(memory_budget, *ready[:2]) if backend in KEEP and any(ctx.needs_input_grad) else 0
+        found = _FORWARD[backend](*ready, *inputs[4:7], list(inputs[7:]), *settings, keep)
+        found, kept = (found[:-1], found[-1]) if keep else (found, None)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(out for k, out in enumerate(found) if k % 2 or settings.terms[2 * k + 1] == REDUCES.index("max")))
-        ctx.save_for_backward(*inputs, *found[::2])
+        ctx.save_for_backward(*inputs, *found[::2], kept)
         ctx.plan = backend, settings, memory_budget, how
         return tuple(found)
 
@@ -396,7 +412,8 @@ class _Pair(torch.autograd.Function):
     def backward(ctx, *grads):
         backend, settings, memory_budget, how = ctx.plan
         terms = len(settings.terms) // 4
-        inputs, statistics = ctx.saved_tensors[:-terms], ctx.saved_tensors[-terms:]
+        *inputs, kept = ctx.saved_tensors
+        inputs, statistics = tuple(inputs[:-terms]), inputs[-terms:]
         need, grads = ctx.needs_input_grad[4:], grads[::2]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             run = lambda *given: formula(settings, *how.rows(*given[:4]), *given[4:])[::2]  # noqa: E731
@@ -405,8 +422,9 @@ class _Pair(torch.autograd.Function):
             return (None,) * (4 + len(inputs))
         ready, grads = how.rows(*inputs[:4], backend), [None if grad is None else grad.contiguous() for grad in grads]
         want = [*how.wanted(need[:4]), *need[7:]]
+        budget = MEMORY_BUDGET if memory_budget is None else memory_budget - (0 if kept is None else kept.nbytes)
         found = _BACKWARD[backend](
-            grads, list(statistics), *ready, *inputs[4:7], list(inputs[7:]), *settings, want, memory_budget
+            grads, statistics, *ready, *inputs[4:7], list(inputs[7:]), *settings, want, budget, *([] if kept is None else [kept])
         )
         by = [grad if wanted else None for grad, wanted in zip(found, want)]
         by[:4] = how.gradients(inputs, ready, by, need, backend)
@@ -414,6 +432,12 @@ class _Pair(torch.autograd.Function):
 
 
 _apply = fast_apply(_Pair)
+
+
+def _rows_to_keep(memory_budget: int | None, a: Tensor, b: Tensor | None) -> int:
+    """Of how many rows half of the bytes hold the scores; the other half is for gradients of scores. Of no budget none."""
+    row = LANES * (a if b is None else b).shape[0] * accumulate_dtype(a.dtype).itemsize
+    return 0 if memory_budget is None or not row else min(len(a), memory_budget // 2 // row * LANES)
 
 
 def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -431,6 +455,39 @@ def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tu
     steps = torch.cat([torch.zeros_like(order[:1]), (ordered[1:] != ordered[:-1]).to(order.dtype)]).cumsum(0)
     found = torch.empty_like(steps).scatter_(0, order, steps).to(dtype)
     return (found, None) if columns is None else (found[: len(rows)], found[len(rows) :])
+
+
+_budget = Setting("fastloss_memory_budget", None)
+
+
+@contextlib.contextmanager
+def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
+    """Let losses over pairs of the block keep scores for their backward instead of computing them again, where they have room.
+
+    A loss over the pairs of two sets computes their scores twice, forward and backward, and stores none of them; with room for all of
+    them the backward has two products to do instead of three. This holds for losses over pairs of embeddings and for
+    :func:`fastloss.functional.linear_cross_entropy`, on the ``cpu`` backend. A loss that sweeps over several sets has the bytes for each.
+
+    Args:
+        memory_budget: bytes, half of them for scores kept until the backward, the rest for gradients of scores inside it. None is what
+            holds outside of any block: no scores, and 64 MB.
+
+    Raises:
+        ValueError: `memory_budget` is negative.
+        TypeError: `memory_budget` is neither an int nor None.
+
+    Example:
+        >>> import torch, fastloss
+        >>> image, text = (torch.nn.functional.normalize(torch.randn(8, 4), dim=1).requires_grad_() for _ in range(2))
+        >>> with fastloss.use_memory_budget(2**28):
+        ...     fastloss.functional.clip_loss(image, text).backward()
+    """
+    if memory_budget is not None and (not isinstance(memory_budget, int) or isinstance(memory_budget, bool)):
+        raise TypeError(f"use_memory_budget: memory_budget must be an int or None, got {type(memory_budget).__name__}")
+    if memory_budget is not None and memory_budget < 0:
+        raise ValueError(f"use_memory_budget: memory_budget must not be negative, got {memory_budget}")
+    with _budget.use(memory_budget):
+        yield
 
 
 def pair_statistics(
@@ -453,7 +510,9 @@ def pair_statistics(
         codes: uint8 (M, N), instead of labels: 1 for a positive pair, 2 for a negative one, 3 for both, 0 for a pair of no mask.
         skip: leave out the pairs with ``j - i == skip``; of a set compared with itself 0 or None.
         backend: as of every loss.
-        memory_budget: bytes that the backward may use to keep gradients of scores instead of computing them twice; None for 64 MB.
+        memory_budget: bytes; half of them for scores that are kept from the forward for the backward (on backends of :data:`KEEP`), the
+            rest for gradients of scores in the backward; what has no room is computed again. Default: None, that of
+            :func:`use_memory_budget`, else no scores and 64 MB.
 
     Returns:
         A :class:`Statistic` for each term.
@@ -479,7 +538,7 @@ def pair_statistics(
         found = formula(settings, *how.rows(*inputs[:4]), *inputs[4:])
     else:
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
-        found = _apply(backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), how, *inputs)
+        found = _apply(backend, settings, _budget.get() if memory_budget is None else int(memory_budget), how, *inputs)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import fastloss
 from fastloss import pair
 from fastloss.engine import accumulate_dtype
 from fastloss.pair import Scores, Term, pair_statistics
@@ -166,10 +167,43 @@ def test_agrees_in_narrow_dtypes(compiled, dtype):
             check(case, dtype, compiled)
 
 
-def test_no_budget_gives_the_same(compiled):
-    """Scores computed twice instead of kept."""
+@pytest.mark.parametrize("budget", [0, 2 * 8 * 64 * 70, 2**24])
+def test_any_budget_gives_the_same(compiled, budget):
+    """Scores, and gradients of scores, computed twice or kept: of no rows, of some, of all."""
     for case in some(compiled, 4)[::5]:
-        check(case, torch.float64, compiled, memory_budget=0)
+        check(case, torch.float64, compiled, memory_budget=budget)
+
+
+def test_kept_scores_are_what_the_backward_reads():
+    a, b, bias = torch.randn(150, 8), torch.randn(300, 8), torch.randn(300)
+    settings, params = pair._settings([Term("lse")], None, 2.0, pair.TRANSFORMS.index("softcap"), 3.0)
+    inputs = a, b, None, bias, None, None, None, params
+    value, _, kept = torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, 100)
+    scores = 3 * torch.tanh((2 * a @ b.t() + bias) / 3)
+    torch.testing.assert_close(kept.transpose(1, 2).reshape(128, 300), scores[:128], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(value, scores.logsumexp(1))
+    grads, want = [torch.ones(150)], [True, True, False, False, False, False]
+    computed = torch.ops.fastloss.pair_backward.cpu(grads, [value], *inputs, *settings, want, 2**26)
+    for same, given in ((True, kept), (False, torch.zeros_like(kept))):
+        found = torch.ops.fastloss.pair_backward.cpu(grads, [value], *inputs, *settings, want, 2**26, given)
+        assert torch.equal(found[0][:128], computed[0][:128]) == same and torch.equal(found[0][128:], computed[0][128:])
+    for wrong in (-1, 151):
+        with pytest.raises(RuntimeError, match=f"keep 0 to 150 rows of scores, got {wrong}"):
+            torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, wrong)
+    with pytest.raises(RuntimeError, match=r"kept scores must be .*\(blocks, 300, 64\), got \[2, 299, 64\]"):
+        torch.ops.fastloss.pair_backward.cpu(grads, [value], *inputs, *settings, want, 2**26, kept[:, 1:])
+
+
+def test_a_budget_is_what_scores_are_kept_in(compiled):
+    """Without one nothing of the scores' size; with one as many as fit in half of it, where the backend keeps any."""
+    a, b = (torch.randn(256, 4, requires_grad=True) for _ in range(2))
+    for budget, rows in ((None, 0), (0, 0), (2 * 4 * 256 * 130, 128), (2**20, 256)):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            pair_statistics("pair", Scores(a, b), [Term("lse")], backend=compiled, memory_budget=budget)
+        assert max(sizes) == max(256 * 4, 256 * (rows if compiled in pair.KEEP else 0))
+        with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("saved"), lambda t: t):
+            pair_statistics("pair", Scores(a, b), [Term("lse")], backend=compiled, memory_budget=budget)
 
 
 def test_empty_sets(compiled):
@@ -241,3 +275,67 @@ def test_scores_of_bfloat16_rows_are_not_rounded(features, enabled):
     size = (a.double().abs() @ b.double().abs().t()).amax(1)
     assert ((found[1].value - exact.amax(1)).abs() <= 1e-6 * size).all()
     assert ((found[0].value - exact.sum(1)).abs() <= 1e-6 * 300 * size).all()
+
+
+def test_a_budget_for_a_block():
+    sizes: list[int] = []
+    a, b = (torch.randn(256, 4, requires_grad=True) for _ in range(2))
+
+    def loss(a, b):
+        (found,) = pair_statistics("pair", Scores(a, b), [Term("lse")], backend="cpu")
+        return found.value.sum()
+
+    def most(run):
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            return torch.autograd.grad(run(a, b), (a, b)), max(sizes)
+
+    wanted, without = most(loss)
+    with fastloss.use_memory_budget(2**20):
+        kept, within = most(loss)
+        with fastloss.use_memory_budget(None):
+            assert most(loss)[1] == without
+        torch._dynamo.reset()
+        compiled = most(torch.compile(loss, backend="aot_eager", fullgraph=True))
+    assert (without, within, compiled[1], most(loss)[1]) == (256 * 4, 256 * 256, 256 * 256, without)
+    for got in (kept, compiled[0]):
+        torch.testing.assert_close(got, wanted)
+    for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="use_memory_budget: memory_budget must"), fastloss.use_memory_budget(wrong):
+            pass
+
+
+@pytest.fixture
+def rounded_products():
+    """Products that may round to bfloat16, as torch's own may then."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    "rows, columns, features, budget", [(7, 3, 6, None), (70, 0, 34, None), (333, 1001, 48, 0), (333, 1001, 48, 2**20)]
+)
+def test_gradients_of_scores_round_to_bfloat16_on_request(rounded_products, rows, columns, features, budget):
+    """Of bfloat16 rows, where the processor multiplies them itself: each term of a sum is off by half a unit of 8 bits, no more."""
+    x, y = torch.randn(rows, features).bfloat16(), torch.randn(columns or rows, features).bfloat16()
+    terms = [Term("lse"), Term("lse", side="column")]
+
+    def gradients(dtype, backend):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in ((x, y) if columns else (x,))]
+        scores = Scores(leaves[0], leaves[1] if columns else None, scale=0.3)
+        found = pair_statistics("pair", scores, terms, backend=backend, memory_budget=budget)
+        return torch.autograd.grad(sum(one.value.sum() for one in found), leaves)
+
+    scores = (0.3 * x.double() @ (y if columns else x).double().t()).requires_grad_()
+    each = torch.autograd.grad(scores.logsumexp(1).sum() + scores.logsumexp(0).sum(), scores)[0]
+    sizes = (each @ y.double().abs(), each.t() @ x.double().abs()) if columns else ((each + each.t()) @ x.double().abs(),)
+    eps = torch.finfo(torch.bfloat16).eps
+    differ = []
+    for got, exact, size in zip(gradients(torch.bfloat16, "cpu"), gradients(torch.float64, "eager"), sizes):
+        assert ((got.double() - exact).abs() <= 0.51 * eps * (exact.abs() + 0.3 * size)).all()
+        differ.append(bool(((got.double() - exact).abs() > 0.51 * eps * exact.abs() + 1e-5 * size).any()))
+    assert any(differ) == torch.cpu._is_avx512_bf16_supported()
+    for got, exact in zip(gradients(torch.float32, "cpu"), gradients(torch.float64, "eager")):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)

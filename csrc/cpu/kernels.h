@@ -36,6 +36,7 @@ struct PairTile {
   void* scores;  // products, which become scores and, in the backward, their gradients
   int64_t stride;
   int64_t own_begin, own_count, other_begin, other_count;
+  bool finished;  // scores, of which no products are left to be made scores
 };
 
 // What is kept of a term: of an own one by lane, of another one by row of the other set.
@@ -91,6 +92,8 @@ void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, con
 // Rows to columns, and to += scale * from; of numbers of the accumulation type.
 void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
 void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
+// Rows of which `count` numbers are rounded to bfloat16 and 0 is behind them, of kPairLanes together or a multiple.
+void pair_round(const float* from, int64_t rows, int64_t columns, int64_t count, void* to, int64_t to_stride);
 // Of `count` rows: norms that are at least `least`, of rows made `unit`, less `centre` if there is one; `squares` of what they became.
 void pair_prepare(Scalar, const void* rows, int64_t count, int64_t features, bool unit, const void* centre, double least, void* to,
                   void* squares);
@@ -138,6 +141,7 @@ struct Kernels {
   decltype(&kernel::pair_backward) pair_backward;
   decltype(&kernel::pair_turn) pair_turn;
   decltype(&kernel::pair_add) pair_add;
+  decltype(&kernel::pair_round) pair_round;
   decltype(&kernel::pair_prepare) pair_prepare;
   decltype(&kernel::pair_prepare_backward) pair_prepare_backward;
   decltype(&kernel::pair_listed) pair_listed;

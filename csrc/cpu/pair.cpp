@@ -287,7 +287,7 @@ void forward_tile(const PairCall& call, const PairTile& tile, const PairSums* su
 template <class T>
 void backward_tile(const PairCall& call, const PairTile& tile, T* gradient, const PairGradients& gradients) {
   using V = Lanes<T>;
-  transform_tile<T>(call, tile);
+  if (!tile.finished) transform_tile<T>(call, tile);
   std::fill(gradient, gradient + tile.other_count * kPairLanes, T(0));
   for (int k = 0; k < call.terms; ++k) {
     if (!call.term[k].grad) continue;
@@ -348,6 +348,18 @@ void pair_add(Scalar scalar, const void* from, int64_t count, double scale, void
   };
   if (scalar == Scalar::kDouble) add(double{});
   else add(float{});
+}
+
+void pair_round(const float* from, int64_t rows, int64_t columns, int64_t count, void* to, int64_t to_stride) {
+  using V = Vectorized<at::BFloat16>;
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* in = from + row * columns;
+    at::BFloat16* out = static_cast<at::BFloat16*>(to) + row * to_stride;
+    for (int64_t i = 0; i < count; i += V::size()) {
+      at::vec::convert_from_float<at::BFloat16>(Lanes<float>::loadu(in + i), Lanes<float>::loadu(in + i + V::size() / 2)).store(out + i);
+    }
+    std::fill(out + count, out + columns, at::BFloat16(0));
+  }
 }
 
 }  // namespace kernel

@@ -4,13 +4,9 @@
 // sums of products, are made of pieces of fixed size, so that results do not depend on the threads.
 
 #include "ops.h"
+#include "products.h"
 
-#include <ATen/Context.h>
-#include <ATen/native/CPUBlas.h>
-#include <ATen/ops/addmm_cpu_dispatch.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm_cpu_dispatch.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -18,87 +14,13 @@
 namespace fastloss {
 namespace {
 
-constexpr int64_t kOther = 256;           // rows of the other set in a tile
-constexpr int64_t kMaxGroups = 32;        // of blocks, each of which keeps its own statistics of all rows of the other set
-constexpr int64_t kProductColumns = 256;  // of one product: more would not stay in cache
-constexpr int64_t kMaxLabel = 1 << 24;    // places and labels are kept in floats
+constexpr int64_t kOther = 256;         // rows of the other set in a tile
+constexpr int64_t kMaxGroups = 32;      // of blocks, each of which keeps its own statistics of all rows of the other set
+constexpr int64_t kMaxLabel = 1 << 24;  // places and labels are kept in floats
 
 #define FASTLOSS_COUNT(...) +1
 constexpr int kFunctors = 0 FASTLOSS_PAIR(FASTLOSS_COUNT);
 #undef FASTLOSS_COUNT
-
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-// Whether torch's small product of T gives what it should; of `pairs`, with the second operand by pairs of rows.
-template <class T>
-bool multiplies(bool pairs) {
-  const T a[4] = {1, 2, 3, 4}, b[4] = {1, 0, 0, 1};
-  float c[4] = {};
-  try {
-    at::native::cpublas::brgemm(2, 2, 2, 2, 2, 2, false, a, b, c, pairs);
-    at::native::cpublas::brgemm_release(pairs);
-  } catch (const std::exception&) {
-    return false;
-  }
-  return std::equal(a, a + 4, c);
-}
-#endif
-
-// Whether torch has small products that keep to one thread, which are twice as fast as the library's on some processors.
-bool has_small_products() {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-  static const bool works = multiplies<float>(false);
-  return works;
-#else
-  return false;
-#endif
-}
-
-// Whether torch multiplies pairs of bfloat16 numbers on this processor's own instructions for it, and adds them up in float32.
-bool has_bfloat16_products() {
-#if defined(CPUBLAS_BRGEMM_F32F32F32) && defined(CPUBLAS_BRGEMM_BF16BF16F32) && defined(__x86_64__) && defined(__GNUC__)
-  if (!at::globalContext().userEnabledMkldnn()) return false;  // now, but perhaps not later
-  static const bool works = __builtin_cpu_supports("avx512bf16") && multiplies<at::BFloat16>(true);
-  return works;
-#else
-  return false;
-#endif
-}
-
-// c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths; added to c if `add`.
-template <class T>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-              bool add) {
-  if (k == 0) {  // which small products do not take
-    for (int64_t i = 0; i < m && !add; ++i) std::fill_n(c + i * c_stride, n, T(0));
-    return;
-  }
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-  if constexpr (std::is_same_v<T, float>) {
-    if (has_small_products()) {
-      for (int64_t i = 0; i < n; i += kProductColumns) {
-        at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k, a_stride, b_stride, c_stride, add, a, b + i, c + i, false);
-      }
-      return;
-    }
-  }
-#endif
-  const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t stride) {
-    return at::from_blob(const_cast<T*>(data), {rows, columns}, {stride, 1}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
-  };
-  Tensor out = view(c, m, n, c_stride);
-  const Tensor left = view(a, m, k, a_stride), right = view(b, k, n, b_stride);
-  if (add) at::cpu::addmm_out(out, out, left, right);
-  else at::cpu::mm_out(out, left, right);
-}
-
-// Small products keep what they set up for a thread until told.
-struct Products {
-  ~Products() {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-    if (has_small_products()) at::native::cpublas::brgemm_release(has_bfloat16_products());
-#endif
-  }
-};
 
 // run(begin, end) over items, each worth a thread.
 template <class Run>
@@ -108,8 +30,9 @@ void each_item(int64_t items, const Run& run) {
 }
 
 struct Inputs {
-  Tensor a, b;                // in the accumulation dtype; of scores alone not made where the processor multiplies 16-bit numbers
-  Tensor scored_a, scored_b;  // what scores are products of: a and b, or bfloat16
+  Tensor a, b;                // what gradients are multiplied by: in the accumulation dtype, or bfloat16 by pairs of rows if `rounds`
+  Tensor scored_a, scored_b;  // what scores are products of: a and b in the accumulation dtype, or bfloat16
+  bool rounds;                // gradients of scores to bfloat16, before they are multiplied
   Tensor row_bias, column_bias, row_label, column_label, codes;
   std::vector<Tensor> params;
   bool itself;  // b is a
@@ -152,9 +75,11 @@ Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& 
   const bool narrow = a.scalar_type() == at::kBFloat16 && a.size(1) > 0 && a.size(1) % 2 == 0 && has_bfloat16_products();
   in.itself = !b;
   in.type = acc;
+  in.rounds = narrow && may_round();
   if (!narrow || !scores_alone) {
-    in.a = a.to(acc).contiguous();
-    in.b = b ? b->to(acc).contiguous() : in.a;
+    const auto made = [&](const Tensor& rows) { return in.rounds ? by_pairs(rows.contiguous()) : rows.to(acc).contiguous(); };
+    in.a = made(a);
+    in.b = b ? made(*b) : in.a;
   }
   in.scored_a = narrow ? a.contiguous() : in.a;
   in.scored_b = !narrow ? in.b : b ? b->contiguous() : in.scored_a;
@@ -245,18 +170,14 @@ class Scores {
   void multiply_tile(const PairTile& tile) {
     const void* others = at(other_, tile.other_begin);
     T* to = static_cast<T*>(tile.scores);
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
     if constexpr (std::is_same_v<T, float>) {
       if (narrow_) {
-        at::native::cpublas::brgemm(tile.other_count, kPairLanes, features_, features_, kPairLanes, tile.stride, false,
-                                    static_cast<const at::BFloat16*>(others), reinterpret_cast<const at::BFloat16*>(packed_.data()), to,
-                                    true);
-        return;
+        return multiply_pairs(tile.other_count, kPairLanes, features_, static_cast<const at::BFloat16*>(others), features_,
+                              reinterpret_cast<const at::BFloat16*>(packed_.data()), kPairLanes, to, tile.stride);
       }
     }
-#endif
     multiply<T>(tile.other_count, kPairLanes, features_, static_cast<const T*>(others), features_, packed_.data(), kPairLanes, to,
-                tile.stride, false);
+                tile.stride);
   }
 
  private:
@@ -270,8 +191,16 @@ class Scores {
   std::vector<T> packed_;
 };
 
+// Where the scores of a tile are kept in (blocks, rows of the other set, kPairLanes) of the first blocks; null of another one.
 template <class T>
-void forward(const Inputs& in, std::vector<Tensor>& found) {
+T* kept_tile(const Tensor& kept, const PairTile& tile) {
+  const int64_t block = tile.own_begin / kPairLanes;
+  if (!kept.defined() || block >= kept.size(0)) return nullptr;
+  return static_cast<T*>(kept.data_ptr()) + (block * kept.size(1) + tile.other_begin) * kPairLanes;
+}
+
+template <class T>
+void forward(const Inputs& in, std::vector<Tensor>& found, const Tensor& scores_kept) {
   PairCall call = make_call(in, true);
   bool any_other = false;
   for (int64_t k = 0; k < in.count(); ++k) {
@@ -303,7 +232,7 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
     std::vector<T> scores(kOther * kPairLanes);
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; ++block) {
-        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
+        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
         products_of.pack(tile);
         std::vector<Kept> own;
         std::array<PairSums, kMaxPairTerms> sums;
@@ -315,6 +244,7 @@ void forward(const Inputs& in, std::vector<Tensor>& found) {
         }
         for (; tile.other_begin < call.other; tile.other_begin += kOther) {
           tile.other_count = std::min(kOther, call.other - tile.other_begin);
+          if (T* to = kept_tile<T>(scores_kept, tile)) tile.scores = to;
           products_of.multiply_tile(tile);
           kernels->pair_forward(call, scalar, tile, sums.data());
         }
@@ -353,7 +283,7 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
                                  const OptionalTensor& column_bias, const OptionalTensor& row_label, const OptionalTensor& column_label,
                                  const OptionalTensor& codes, const c10::List<OptionalTensor>& params, std::optional<int64_t> skip,
                                  double scale, int64_t transform, double cap, at::ArrayRef<int64_t> terms,
-                                 at::ArrayRef<double> constants) {
+                                 at::ArrayRef<double> constants, int64_t keep) {
   const Inputs in =
       describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, true);
   std::vector<Tensor> found;
@@ -361,7 +291,15 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
     const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
     for (int i = 0; i < 2; ++i) found.push_back(at::empty({size}, a.options().dtype(in.type)));
   }
-  AT_DISPATCH_FLOATING_TYPES(in.type, "pair_forward", [&] { forward<scalar_t>(in, found); });
+  Tensor kept;
+  if (keep) {
+    const int64_t rows = in.scored_a.size(0), columns = in.scored_b.size(0);
+    TORCH_CHECK(keep > 0 && keep <= rows, "pair engine: wanted to keep 0 to ", rows, " rows of scores, got ", keep);
+    kept = at::empty({(keep + kPairLanes - 1) / kPairLanes, columns, kPairLanes}, a.options().dtype(in.type));
+    advise_huge_pages(kept);
+  }
+  AT_DISPATCH_FLOATING_TYPES(in.type, "pair_forward", [&] { forward<scalar_t>(in, found, kept); });
+  if (keep) found.push_back(kept);
   return found;
 }
 
@@ -372,49 +310,73 @@ struct Wanted {
   Tensor other, other_bias;       // by strips of own rows
 };
 
-// Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set.
-template <class T>
-void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget) {
-  const Tensor &own_rows = own_is_row ? in.a : in.b, &other_rows = own_is_row ? in.b : in.a;
-  const Scalar scalar = scalar_of(own_rows);
-  const T *a = own_rows.const_data_ptr<T>(), *b = other_rows.const_data_ptr<T>();
+// Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set; of scores G,
+// which products with rows take: T, or bfloat16 if those of `in` are.
+template <class T, class G>
+void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget, const Tensor& scores_kept) {
+  constexpr bool kRounds = !std::is_same_v<T, G>;
+  const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
+  const G* a = (own_is_row ? in.a : in.b).template const_data_ptr<G>();
+  const G* b = (own_is_row ? in.b : in.a).template const_data_ptr<G>();
   const int64_t features = call.features;
   const bool want_other = wanted.other.defined() || wanted.other_bias.defined();
-  const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(T)));
+  const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(G)));
   const int64_t all = (call.own + kPairLanes - 1) / kPairLanes;
   const int64_t fit = std::max<int64_t>(1, budget / (row_bytes * kPairLanes)), strips = (all + fit - 1) / fit;
   const int64_t strip = want_other && strips ? (all + strips - 1) / strips : all;  // blocks, of even strips
-  const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, own_rows.options()) : Tensor();
+  const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, (own_is_row ? in.a : in.b).options()) : Tensor();
   if (want_other) advise_huge_pages(kept);
-  T* const products = want_other ? kept.mutable_data_ptr<T>() : nullptr;
+  G* const products = want_other ? kept.template mutable_data_ptr<G>() : nullptr;
+  // part (count, features) = gradients (count, k) times rows
+  const auto multiply_rows = [&](int64_t count, int64_t k, const G* gradients, int64_t stride, const G* rows, T* part) {
+    if constexpr (kRounds) multiply_pairs(count, features, k, gradients, stride, rows, features, part, features);
+    else multiply<T>(count, features, k, gradients, stride, rows, features, part, features);
+  };
   std::vector<double> other_bias(wanted.other_bias.defined() ? call.other : 0, 0.0);
   for (int64_t first = 0; first < all; first += strip) {
     const int64_t last = std::min(all, first + strip);
     each_item(last - first, [&](int64_t begin, int64_t end) {
       const Products guard;
       Scores<T> products_of(own_is_row ? in.scored_a : in.scored_b, own_is_row ? in.scored_b : in.scored_a);
-      std::vector<T> scores(want_other ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
+      const bool in_strip = want_other && !kRounds;  // scores become gradients where products of the other set take them from
+      std::vector<T> scores(in_strip ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
       std::vector<T> turned(kOther * kPairLanes), part(wanted.own.defined() ? features * kPairLanes : 0);
+      std::vector<G> rounded(kRounds ? kOther * kPairLanes : 0);
       for (int64_t block = first + begin; block < first + end; ++block) {
-        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0};
-        products_of.pack(tile);
+        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
+        tile.finished = kept_tile<T>(scores_kept, tile) != nullptr;
+        if (!tile.finished) products_of.pack(tile);
         std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1> sums{};
         PairGradients gradients{wanted.own_bias.defined() ? sums[0].data() : nullptr, {}};
         for (int k = 0; k < call.terms; ++k) gradients.own_param[k] = wanted.own_param[k].defined() ? sums[k + 1].data() : nullptr;
         T* own = wanted.own.defined() ? wanted.own.mutable_data_ptr<T>() + tile.own_begin * features : nullptr;
         for (; tile.other_begin < call.other; tile.other_begin += kOther) {
           tile.other_count = std::min(kOther, call.other - tile.other_begin);
-          const T* others = b + tile.other_begin * features;
-          if (want_other) {
+          G* const of_strip = want_other ? products + tile.other_begin * strip * kPairLanes + (block - first) * kPairLanes : nullptr;
+          if (in_strip) {
             tile.stride = strip * kPairLanes;
-            tile.scores = products + tile.other_begin * tile.stride + (block - first) * kPairLanes;
+            tile.scores = of_strip;
           }
           T* scored = static_cast<T*>(tile.scores);
-          products_of.multiply_tile(tile);
+          if (const T* from = kept_tile<T>(scores_kept, tile)) {
+            for (int64_t j = 0; j < tile.other_count; ++j) std::copy_n(from + j * kPairLanes, kPairLanes, scored + j * tile.stride);
+          } else {
+            products_of.multiply_tile(tile);
+          }
           kernels->pair_backward(call, scalar, tile, gradient.data(), gradients);
+          if constexpr (kRounds) {
+            if (want_other) kernels->pair_round(scored, tile.other_count, kPairLanes, tile.own_count, of_strip, strip * kPairLanes);
+          }
           if (!own) continue;
           kernels->pair_turn(scalar, scored, tile.other_count, kPairLanes, tile.stride, turned.data(), kOther);
-          multiply<T>(tile.own_count, features, tile.other_count, turned.data(), kOther, others, features, part.data(), features, false);
+          const G* taken;
+          if constexpr (kRounds) {
+            kernels->pair_round(turned.data(), tile.own_count, kOther, tile.other_count, rounded.data(), kOther);
+            taken = rounded.data();
+          } else {
+            taken = turned.data();
+          }
+          multiply_rows(tile.own_count, tile.other_count, taken, kOther, b + tile.other_begin * features, part.data());
           kernels->pair_add(scalar, part.data(), tile.own_count * features, call.scale, own);
         }
         const auto write = [&](const Tensor& to, const std::array<double, kPairLanes>& from) {
@@ -433,10 +395,9 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
       std::vector<T> part(wanted.other.defined() ? features * kPairLanes : 0);
       for (int64_t j = begin * kPairLanes; j < std::min(call.other, end * kPairLanes); j += kPairLanes) {
         const int64_t count = std::min(kPairLanes, call.other - j);
-        const T* by = products + j * stride;
+        const G* by = products + j * stride;
         for (int64_t i = 0; wanted.other.defined() && i < rows; i += kOther) {
-          multiply<T>(count, features, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features, features,
-                      part.data(), features, false);
+          multiply_rows(count, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features, part.data());
           kernels->pair_add(scalar, part.data(), count * features, call.scale, wanted.other.mutable_data_ptr<T>() + j * features);
         }
         for (int64_t k = 0; wanted.other_bias.defined() && k < count; ++k) {
@@ -453,7 +414,7 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
                                   const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
                                   const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
                                   double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
-                                  int64_t memory_budget) {
+                                  int64_t memory_budget, const OptionalTensor& kept) {
   const Inputs in =
       describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, false);
   const int64_t count = in.count();
@@ -462,13 +423,18 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
               "pair engine: wanted ", count, " gradients and statistics, got ", grads.size(), " and ", statistics.size());
   std::vector<Tensor> upstream(count);
   for (int64_t k = 0; k < count; ++k) {
-    const int64_t size = (in.of_rows(k) ? in.a : in.b).size(0);
+    const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
     if (in.reduce(k) == PairReduce::kMax) continue;
-    upstream[k] = checked("an upstream gradient", grads.get(k), in.a.scalar_type(), size);
-    checked("a statistic", statistics[k], in.a.scalar_type(), size);
+    upstream[k] = checked("an upstream gradient", grads.get(k), in.type, size);
+    checked("a statistic", statistics[k], in.type, size);
   }
-  const auto zeros = [](bool wanted, const Tensor& like) { return wanted && like.defined() ? at::zeros_like(like) : Tensor(); };
-  const Tensor by_a = zeros(want[0], in.a), by_b = in.itself ? Tensor() : zeros(want[1], in.b);
+  TORCH_CHECK(!kept || (kept->dim() == 3 && kept->size(1) == in.scored_b.size(0) && kept->size(2) == kPairLanes && kept->is_contiguous() &&
+                        kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
+              in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
+  const auto zeros = [&](bool wanted, const Tensor& like) {
+    return wanted && like.defined() ? at::zeros(like.sizes(), like.options().dtype(in.type)) : Tensor();
+  };
+  const Tensor by_a = zeros(want[0], in.scored_a), by_b = in.itself ? Tensor() : zeros(want[1], in.scored_b);
   const Tensor by_row_bias = zeros(want[2], in.row_bias), by_column_bias = in.itself ? Tensor() : zeros(want[3], in.column_bias);
   std::vector<Tensor> by_params;
   bool any_column = false;
@@ -492,8 +458,10 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
         wanted.own_param.push_back(by_params[2 * k + !as_row]);
       }
     }
-    AT_DISPATCH_FLOATING_TYPES(in.a.scalar_type(), "pair_backward", [&] {
-      backward<scalar_t>(call, in, own_is_row, wanted, memory_budget);
+    const Tensor scores = own_is_row ? kept.value_or(Tensor()) : Tensor();
+    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, memory_budget, scores);
+    AT_DISPATCH_FLOATING_TYPES(in.type, "pair_backward", [&] {
+      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, memory_budget, scores);
     });
   };
   // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.

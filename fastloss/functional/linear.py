@@ -53,7 +53,11 @@ def linear_cross_entropy(
 
     Drop-in for :func:`torch.nn.functional.linear_cross_entropy`. With :math:`z = W x + b`, scaled and capped as by
     :func:`fastloss.functional.cross_entropy`, a row's loss is :math:`-w_y (z_y - \log \sum_k e^{z_k})`. Tiles of logits are computed,
-    used and forgotten, forward and again backward, so new memory is the gradients and :math:`O(N)`.
+    used and forgotten, forward and again backward, so new memory is the gradients and :math:`O(N)`, and `memory_budget` where it is given.
+
+    Logits and their gradients are float32, of half precision too. They are less precise where torch's own products may be: with
+    ``torch.backends.mkldnn.matmul.fp32_precision = "bf16"`` the CPU rounds gradients of logits to bfloat16 where hidden states are
+    bfloat16; with ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` Triton's kernels multiply float32 numbers in TF32.
 
     Class probabilities take :math:`O(N C)` memory, as their target does. Softcapped logits with class probabilities, or with class
     weights and smoothing at once, and K-dimensional losses go by stored logits.
@@ -74,7 +78,9 @@ def linear_cross_entropy(
         return_lse: also return the log-partition of each row, differentiable.
         return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
-        memory_budget: bytes that the backward may use to keep gradients of logits instead of computing them twice; None for 64 MB.
+        memory_budget: bytes for ``"cpu"``: half of them for logits that are kept from the forward for the backward, the rest for gradients
+            of logits in the backward; what has no room is computed again. Default: None, that of :func:`fastloss.use_memory_budget`,
+            else no logits and 64 MB of gradients.
         group: processes over which the classes are spread, as for :func:`fastloss.functional.cross_entropy`: each has its rows of
             `linear_weight` and `linear_bias`, and all hidden states, targets and class weights. The gradient of `input` is the whole one
             on each. DTensors bring their group: `linear_weight` and `linear_bias` sharded over the classes, `input` replicated or, as under
