@@ -53,7 +53,7 @@ def measure_workload(name: str, quick: bool, repeats: int, compiled: bool) -> tu
         timed = measure("time", name, *options, huge_pages=huge_pages)
         memory = {}
         if (workload.elements >= 2**20 or workload.capacity) and not huge_pages and sys.platform == "linux":
-            sides = ("ours",) if workload.capacity else ("ours", "eager")
+            sides = ("ours",) if workload.alone else ("ours", "eager")
             memory = {side: measure("memory", name, *size, "--side", side)["extra_bytes"] for side in sides}
         rows.append(report.row(workload, checked, timed, memory, huge_pages))
     return rows, None

@@ -1,10 +1,14 @@
-"""Writes the generated parts of README.md: ``python -m bench.readme [RESULTS.json]``, from the registry and `python -m bench --json`."""
+"""Writes the generated parts of README.md: ``python -m bench.readme [RESULTS.json ...]``, from the registry and `python -m bench --json`.
+
+Of a row that several files have, the last one's is taken.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastloss.nn import class_name
@@ -31,14 +35,26 @@ def _cell(row: dict, key: str, digits: str) -> str:
     return format(row[key], digits) if row.get(key) is not None else ""
 
 
+def merged(results: Sequence[dict]) -> dict:
+    """Several results as one, with the days of all; ValueError where machines or versions differ."""
+    about = [{key: each["machine"][key] for key in ("machine", "versions")} for each in results]
+    if any(one != about[0] for one in about):
+        raise ValueError("the results are of different machines or versions")
+    rows = {(row["name"], row["huge_pages"]): row for each in results for row in each["rows"]}
+    families = {family["what"]: family for each in results for family in each.get("families", ())}
+    machine = {**about[0], "date": " and ".join(sorted({each["machine"]["date"][:10] for each in results}))}
+    return {"machine": machine, "rows": list(rows.values()), "families": list(families.values())}
+
+
 def result_table(results: dict) -> str:
     """The benchmark's rows as Markdown, with the machine that they were measured on."""
     machine, versions = results["machine"]["machine"], results["machine"]["versions"]
     lines = [
         f"{machine['processor']}, {machine['threads']}, {machine['instruction set of the cpu backend']}; torch {versions['torch']}, Python "
-        f"{versions['python']}; {results['machine']['date'][:10]}. Medians of forward + backward, both sides alternating in one process; "
+        f"{versions['python']}; {results['machine']['date']}. Medians of forward + backward, both sides alternating in one process; "
         "the floor is the bytes that must move over the copy bandwidth of the same run, or the operations of the products of matrices over "
-        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process.",
+        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process. A row without a rival is of a "
+        "loss whose few lines of plain torch are all that anybody runs.",
         "",
         "| workload | ours ms | rival | its ms | times faster | compiled ms | times faster | % of floor | extra MB: ours, its | target |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -69,5 +85,5 @@ def replace_part(text: str, part: str, content: str) -> str:
 if __name__ == "__main__":
     text = replace_part(README.read_text(), "losses", loss_table())
     if len(sys.argv) > 1:
-        text = replace_part(text, "results", result_table(json.loads(Path(sys.argv[1]).read_text())))
+        text = replace_part(text, "results", result_table(merged([json.loads(Path(file).read_text()) for file in sys.argv[1:]])))
     README.write_text(text)

@@ -66,7 +66,7 @@ def measure_time(workload: Workload, repeats: int, compiled: bool) -> dict:
     input, *others = workload.tensors()
     fresh = input.clone() if workload.inplace else None
     input.requires_grad_()
-    calls = {"ours": workload.our_call} | ({} if workload.capacity else {"eager": workload.rival_call})
+    calls = {"ours": workload.our_call} | ({} if workload.alone else {"eager": workload.rival_call})
     failed = {}
     if compiled:
         calls["compiled"] = torch.compile(workload.rival_call)

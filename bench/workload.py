@@ -49,6 +49,11 @@ class Workload:
     capacity: bool = False
 
     @property
+    def alone(self) -> bool:
+        """Whether there is nothing to time it against."""
+        return self.capacity
+
+    @property
     def about(self) -> Loss:
         return LOSSES[self.loss]
 

@@ -19,6 +19,7 @@ from fastloss.distance_cases import DistanceCase
 from fastloss.divergence_cases import DivergenceCase
 from fastloss.elementwise_cases import DOMAINS, ElementwiseCase
 from fastloss.functional import anchor_points, decode_boxes
+from fastloss.oracle import Recorder
 from fastloss.overlap_cases import OverlapCase
 from fastloss.pair_cases import NUMBERS, SETS, PairCase
 from fastloss.plain_cases import INDICES, OPERANDS, PlainCase
@@ -240,6 +241,15 @@ class PlainWorkload(Workload):
         return tuple(PlainCase(shape=self.shape, dtype=self.dtype).of(self.loss).build().by_name.values())
 
     @property
+    def alone(self) -> bool:
+        """Whether no kernel of ours runs and nobody else's formula is known: the same lines would be timed twice."""
+        if self.capacity or self.about.torch or self.rival != "plain torch":
+            return self.capacity
+        with Recorder() as recorder:
+            self.our_call(*self.smaller(self.shape[0]).tensors())
+        return not recorder.ops
+
+    @property
     def rival_call(self) -> Callable[..., Tensor]:
         """torch's own function, else ours in plain torch all the way."""
         params = dict(self.check_case().params) | self.options
@@ -247,6 +257,34 @@ class PlainWorkload(Workload):
             return functools.partial(getattr(F, self.about.torch), **params)
         found = None if self.rival == "plain torch" else rivals.find(self.loss, params)
         return found or functools.partial(self.about.function, **params, backend="eager")
+
+
+@dataclass(frozen=True)
+class HeadWorkload(PlainWorkload):
+    """A row of the table for a loss of a linear layer's results: `shape` is (rows, features, classes)."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Rows, weights and what they are compared with read forward and backward, the gradients of the first two written."""
+        rows, features, classes = self.shape
+        return (3 * (rows + classes) * features + 2 * rows * classes) * getattr(torch, self.dtype).itemsize
+
+    @property
+    def flops(self) -> int:
+        """The layer's results, and the gradients of rows and weights."""
+        return 3 * 2 * self.elements
+
+    def check_case(self, rows: int = 24) -> PlainCase:
+        """The same call on few rows, for the correctness check."""
+        return replace(PlainCase(shape=(min(self.shape[0], rows), 200), dtype=self.dtype).of(self.loss), **self.options)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Rows, weights and the other side's results, the same on every run."""
+        torch.manual_seed(0)
+        rows, features, classes = self.shape
+        dtype = getattr(torch, self.dtype)
+        weight = torch.randn(classes, features) / features**0.5
+        return torch.randn(rows, features).to(dtype), weight.to(dtype).requires_grad_(), torch.randn(rows, classes).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -502,10 +540,13 @@ WORKLOADS = {
         ),
         PlainWorkload("dfl fp32 2^17x16", loss="dfl", shape=(2**17, 16)),
         *(
-            PlainWorkload(f"{name} {short} {'x'.join(map(str, shape))}", loss=name, shape=shape, dtype=dtype)
+            kind(f"{name} {short} {'x'.join(map(str, shape))}", loss=name, shape=shape, dtype=dtype)
             for name, about in LOSSES.items()
             if about.engine == "plain"
-            for shape in ((4096, 1000) if about.dims[0] < 3 else (64, 64, 1000),)
+            for kind, shape in (
+                (HeadWorkload, (1024, 512, 16000)) if "head" in about.operands.values()
+                else (PlainWorkload, (4096, 1000) if about.dims[0] < 3 else (64, 64, 1000)),
+            )
             for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
             if about.torch is None or dtype == "float32"  # torch takes no halves on the CPU
         ),

@@ -16,7 +16,7 @@ from checkout import ROOT
 from rich.console import Console
 
 from bench import __main__ as command
-from bench import distributed, metric, report, rivals, scaling, worker
+from bench import distributed, metric, readme, report, rivals, scaling, worker
 from bench.metric import METRIC, MetricWorkload
 from bench.workload import Workload
 from bench.workloads import WORKLOADS
@@ -120,6 +120,21 @@ def test_bytes_of_losses_in_plain_torch():
     assert WORKLOADS["mase fp32 4096x1000"].bytes_moved == 5 * 4096 * 1000 * 4
     assert WORKLOADS["multi_margin fp32 4096x1000"].bytes_moved == 3 * 4096 * 1000 * 4 + 2 * 8 * 4096
     assert WORKLOADS["multilabel_margin fp32 4096x1000"].bytes_moved == (3 * 4 + 2 * 8) * 4096 * 1000
+
+
+def test_work_of_a_linear_layer():
+    head = WORKLOADS["linear_distillation fp32 1024x512x16000"]
+    assert head.flops == 6 * 1024 * 512 * 16000
+    assert head.bytes_moved == 4 * (3 * (1024 + 16000) * 512 + 2 * 1024 * 16000)
+    assert [t.shape for t in head.smaller(1024).tensors()] == [(1, 512), (16000, 512), (1, 16000)]
+
+
+def test_the_same_lines_are_not_timed_twice():
+    alone, beside = WORKLOADS["simsiam bf16 4096x1000"], WORKLOADS["calibration fp32 4096x1000"]
+    assert alone.alone and not beside.alone and not WORKLOADS["cosine_embedding fp32 4096x1000"].alone
+    sides = worker.measure_time(alone.smaller(4096), 7, False)["sides"]
+    assert list(sides) == ["ours"]
+    assert report.row(alone, {"backend": "cpu"}, worker.measure_time(alone.smaller(4096), 7, False), {}, False)["rival"] == ""
 
 
 def test_bytes_of_divergences():
@@ -303,12 +318,24 @@ def test_a_worker_that_dies_is_reported():
 
 
 def test_readme_lists_every_loss():
-    from bench import readme
-
     text = readme.README.read_text()
     assert readme.replace_part(text, "losses", readme.loss_table()) == text, "run python -m bench.readme"
     with pytest.raises(ValueError, match="no part"):
         readme.replace_part(text, "nothing", "")
+
+
+def test_readme_takes_the_last_of_a_row():
+    def results(day: str, time: float, names: str, torch: str = "2") -> dict:
+        machine = {"processor": "P", "threads": "1 of 1", "instruction set of the cpu backend": "avx2"}
+        rows = [{"name": name, "huge_pages": False, "ours_median_ms": time, "rival": "", "targets": []} for name in names]
+        return {"machine": {"date": f"{day}T01:02:03", "machine": machine, "versions": {"torch": torch, "python": "3"}}, "rows": rows}
+
+    first, second = results("2026-01-02", 1.0, "ab"), results("2026-01-03", 2.0, "bc")
+    text = readme.result_table(readme.merged([first, second]))
+    assert "2026-01-02 and 2026-01-03. Medians" in text
+    assert [line.split(" |")[:2] for line in text.splitlines()[4:]] == [["| a", " 1"], ["| b", " 2"], ["| c", " 2"]]
+    with pytest.raises(ValueError, match="different machines or versions"):
+        readme.merged([first, results("2026-01-03", 2.0, "c", torch="3")])
 
 
 def test_slope_of_cost_over_floor():

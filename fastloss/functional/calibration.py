@@ -25,8 +25,9 @@ def moments(
     target = target.to(input.dtype)
     p = torch.sigmoid(input) if from_logits else input
     q = torch.sigmoid(-input) if from_logits else 1 - input
-    tilt = 1.0 if variant == "source" else q - p
-    residual, variance = tilt * (target - p), tilt * tilt * p * q
+    residual, variance = target - p, p * q
+    if variant != "source":
+        residual, variance = (q - p) * residual, (q - p) ** 2 * variance
     if weight is not None:
         residual, variance = residual * weight, variance * weight
     return residual.sum(), variance.sum()
