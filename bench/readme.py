@@ -53,8 +53,8 @@ def result_table(results: dict) -> str:
         f"{machine['processor']}, {machine['threads']}, {machine['instruction set of the cpu backend']}; torch {versions['torch']}, Python "
         f"{versions['python']}; {results['machine']['date']}. Medians of forward + backward, both sides alternating in one process; "
         "the floor is the bytes that must move over the copy bandwidth of the same run, or the operations of the products of matrices over "
-        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process. A row without a rival is of a "
-        "loss whose few lines of plain torch are all that anybody runs.",
+        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process. A row without a "
+        "rival is of a loss whose few lines of plain torch are all that anybody runs.",
         "",
         "| workload | ours ms | rival | its ms | times faster | compiled ms | times faster | % of floor | extra MB: ours, its | target |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -15,6 +15,18 @@ from fastloss.engine import accumulate_dtype
 
 SPLITS = ((3, 3, 3, 3), (5, 1, 3, 2), (3, 0, 4, 2))  # rows of each rank
 FEATURES = 6
+CASES: dict[str, Callable[[], None]] = {}
+ONCE = set()  # cases for which one number of processes is as good as another; of two
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def once(function: Callable[[], None]) -> Callable[[], None]:
+    ONCE.add(function.__name__)
+    return case(function)
 
 
 def splits() -> Iterator[list[int]]:
