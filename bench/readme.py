@@ -41,7 +41,7 @@ def merged(results: Sequence[dict]) -> dict:
     if any(one != about[0] for one in about):
         raise ValueError("the results are of different machines or versions")
     rows = {(row["name"], row["huge_pages"]): row for each in results for row in each["rows"]}
-    families = {family["what"]: family for each in results for family in each.get("families", ())}
+    families = {(family["what"], family["dtype"]): family for each in results for family in each.get("families", ())}
     machine = {**about[0], "date": " and ".join(sorted({each["machine"]["date"][:10] for each in results}))}
     return {"machine": machine, "rows": list(rows.values()), "families": list(families.values())}
 

@@ -10,7 +10,7 @@ import torch
 
 
 class Setting:
-    """A value for the calls of a block: of the thread, but of the process for Dynamo, which reads no ContextVar but guards on attributes."""
+    """A value for the calls of a block: of the thread, but of the process for Dynamo, which reads no ContextVar but guards attributes."""
 
     def __init__(self, name: str, default: object) -> None:
         self._chosen: contextvars.ContextVar = contextvars.ContextVar(name)

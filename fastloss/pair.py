@@ -362,16 +362,20 @@ def backward_outputs(
 
 def _forward_fake(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants,
                   keep=0):
-    found = forward_outputs(a, b, terms)
-    kept = -(-keep // LANES), (a if b is None else b).shape[0], LANES
-    return [*found, a.new_empty(kept, dtype=accumulate_dtype(a.dtype))] if keep else found
+    found, dtype = forward_outputs(a, b, terms), accumulate_dtype(a.dtype)
+    if not keep:
+        return found
+    rows, columns = a.shape[0], (a if b is None else b).shape[0]
+    blocks = torch.sym_min((rows + LANES - 1) // LANES, keep // torch.sym_max(1, columns * LANES * dtype.itemsize))
+    return [*found, a.new_empty((blocks, columns, LANES), dtype=dtype)]
 
 
 def _backward_fake(grads, statistics, a, b, row_bias, column_bias, row_label, column_label, codes, params, *rest):
     return backward_outputs(a, b, row_bias, column_bias, params, rest[6])
 
 
-# With `keep` the forward gives the scores of that many rows, as its last tensor, for the backward to take as `kept`.
+# With `keep` the forward gives the scores of as many blocks of rows as have room in that many bytes, as its last tensor, for the backward to
+# take as `kept`; `memory_budget` is for those too.
 _FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}, int keep=0) -> Tensor[]", _forward_fake)
 _BACKWARD = define(
     "pair_backward",
@@ -397,20 +401,19 @@ class _Pair(torch.autograd.Function):
     """The statistics and their gradient on a compiled backend. Not for torch.func: there the formula runs."""
 
     @staticmethod
-    def forward(ctx, backend, settings, memory_budget, how, *inputs):
-        ready = how.rows(*inputs[:4], backend)
-        keep = _rows_to_keep(memory_budget, *ready[:2]) if backend in KEEP and any(ctx.needs_input_grad) else 0
+    def forward(ctx, backend, settings, room, how, *inputs):
+        ready, keep = how.rows(*inputs[:4], backend), room[0]
         found = _FORWARD[backend](*ready, *inputs[4:7], list(inputs[7:]), *settings, keep)
         found, kept = (found[:-1], found[-1]) if keep else (found, None)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(out for k, out in enumerate(found) if k % 2 or settings.terms[2 * k + 1] == REDUCES.index("max")))
         ctx.save_for_backward(*inputs, *found[::2], kept)
-        ctx.plan = backend, settings, memory_budget, how
+        ctx.plan = backend, settings, room, how
         return tuple(found)
 
     @staticmethod
     def backward(ctx, *grads):
-        backend, settings, memory_budget, how = ctx.plan
+        backend, settings, (_, memory_budget), how = ctx.plan
         terms = len(settings.terms) // 4
         *inputs, kept = ctx.saved_tensors
         inputs, statistics = tuple(inputs[:-terms]), inputs[-terms:]
@@ -422,22 +425,14 @@ class _Pair(torch.autograd.Function):
             return (None,) * (4 + len(inputs))
         ready, grads = how.rows(*inputs[:4], backend), [None if grad is None else grad.contiguous() for grad in grads]
         want = [*how.wanted(need[:4]), *need[7:]]
-        budget = MEMORY_BUDGET if memory_budget is None else memory_budget - (0 if kept is None else kept.nbytes)
-        found = _BACKWARD[backend](
-            grads, statistics, *ready, *inputs[4:7], list(inputs[7:]), *settings, want, budget, *([] if kept is None else [kept])
-        )
+        more = () if kept is None else (kept,)
+        found = _BACKWARD[backend](grads, statistics, *ready, *inputs[4:7], list(inputs[7:]), *settings, want, memory_budget, *more)
         by = [grad if wanted else None for grad, wanted in zip(found, want)]
         by[:4] = how.gradients(inputs, ready, by, need, backend)
         return None, None, None, None, *by[:4], None, None, None, *by[4:]
 
 
 _apply = fast_apply(_Pair)
-
-
-def _rows_to_keep(memory_budget: int | None, a: Tensor, b: Tensor | None) -> int:
-    """Of how many rows half of the bytes hold the scores; the other half is for gradients of scores. Of no budget none."""
-    row = LANES * (a if b is None else b).shape[0] * accumulate_dtype(a.dtype).itemsize
-    return 0 if memory_budget is None or not row else min(len(a), memory_budget // 2 // row * LANES)
 
 
 def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -466,7 +461,8 @@ def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
 
     A loss over the pairs of two sets computes their scores twice, forward and backward, and stores none of them; with room for all of
     them the backward has two products to do instead of three. This holds for losses over pairs of embeddings and for
-    :func:`fastloss.functional.linear_cross_entropy`, on the ``cpu`` backend. A loss that sweeps over several sets has the bytes for each.
+    :func:`fastloss.functional.linear_cross_entropy`, on the ``cpu`` backend, of one process. A loss that sweeps over several sets has the
+    bytes for each. Where :func:`torch.utils.checkpoint.checkpoint` computes the loss a second time, the backward belongs in the block too.
 
     Args:
         memory_budget: bytes, half of them for scores kept until the backward, the rest for gradients of scores inside it. None is what
@@ -480,14 +476,28 @@ def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
         >>> import torch, fastloss
         >>> image, text = (torch.nn.functional.normalize(torch.randn(8, 4), dim=1).requires_grad_() for _ in range(2))
         >>> with fastloss.use_memory_budget(2**28):
-        ...     fastloss.functional.clip_loss(image, text).backward()
+        ...     fastloss.functional.clip_loss(image, text, 10.0).backward()
     """
-    if memory_budget is not None and (not isinstance(memory_budget, int) or isinstance(memory_budget, bool)):
-        raise TypeError(f"use_memory_budget: memory_budget must be an int or None, got {type(memory_budget).__name__}")
-    if memory_budget is not None and memory_budget < 0:
-        raise ValueError(f"use_memory_budget: memory_budget must not be negative, got {memory_budget}")
-    with _budget.use(memory_budget):
+    with _budget.use(_checked_budget("use_memory_budget", memory_budget)):
         yield
+
+
+def _checked_budget(name: str, memory_budget: int | None) -> int | None:
+    if memory_budget is None:
+        return None
+    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
+        raise TypeError(f"{name}: memory_budget must be an int or None, got {type(memory_budget).__name__}")
+    if memory_budget < 0:
+        raise ValueError(f"{name}: memory_budget must not be negative, got {memory_budget}")
+    return min(memory_budget, 2**62)  # what an operator takes
+
+
+def _room(backend: str, memory_budget: int | None, inputs: Sequence[Tensor | None]) -> tuple[int, int]:
+    """Bytes for scores that are kept for a backward, and for those and gradients of scores together."""
+    if memory_budget is None:
+        return 0, MEMORY_BUDGET
+    differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return memory_budget // 2 if backend in KEEP and differentiates else 0, memory_budget
 
 
 def pair_statistics(
@@ -524,6 +534,7 @@ def pair_statistics(
         raise ValueError(f"{name}: embeddings must be (N, D) and (M, D), got {' and '.join(str(tuple(t.shape)) for t in sets)}")
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
+    memory_budget = _budget.get() if memory_budget is None else _checked_budget(name, memory_budget)
     wide = accumulate_dtype(scores.a.dtype)
     settings, params = _settings(terms, skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap))
     row_label = column_label = None
@@ -538,7 +549,7 @@ def pair_statistics(
         found = formula(settings, *how.rows(*inputs[:4]), *inputs[4:])
     else:
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
-        found = _apply(backend, settings, _budget.get() if memory_budget is None else int(memory_budget), how, *inputs)
+        found = _apply(backend, settings, _room(backend, memory_budget, inputs), how, *inputs)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
 
 

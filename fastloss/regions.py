@@ -193,7 +193,7 @@ _NEAR_ZERO = 1e-6
 def power_of(base: Tensor, gamma: float) -> Tensor:
     """base^gamma; below 1e-6 a straight line to 0, so that the gradient is finite for gamma < 1.
 
-    A base that a rounding has made negative counts as 0 and keeps the line's slope.
+    A negative base counts as 0; down to -1e-6, where a rounding has made it negative, it keeps the line's slope.
     """
     if gamma == 1.0:
         return base

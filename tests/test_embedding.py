@@ -119,6 +119,11 @@ def test_autocast_keeps_float32_inside():
         with torch.autocast("cpu", torch.bfloat16):
             inside = function(z1, z2)
         assert torch.equal(inside, function(z1, z2))
+    x, y, n = torch.randn(6, 10, requires_grad=True), torch.randn(6, 10), torch.randn(6, 3, 10)
+    for run in (lambda: ours.angle_loss(x, y, torch.arange(6.0)), lambda: ours.margin_mse_loss(x, y, n, torch.ones(6, 3))):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = run()
+        assert torch.equal(inside, run()) and torch.equal(*(torch.autograd.grad(loss, x)[0] for loss in (inside, run())))
 
 
 def test_scores_in_another_dtype_do_not_widen_the_loss():

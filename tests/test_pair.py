@@ -178,7 +178,7 @@ def test_kept_scores_are_what_the_backward_reads():
     a, b, bias = torch.randn(150, 8), torch.randn(300, 8), torch.randn(300)
     settings, params = pair._settings([Term("lse")], None, 2.0, pair.TRANSFORMS.index("softcap"), 3.0)
     inputs = a, b, None, bias, None, None, None, params
-    value, _, kept = torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, 100)
+    value, _, kept = torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, 4 * 300 * 150)
     scores = 3 * torch.tanh((2 * a @ b.t() + bias) / 3)
     torch.testing.assert_close(kept.transpose(1, 2).reshape(128, 300), scores[:128], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(value, scores.logsumexp(1))
@@ -187,9 +187,8 @@ def test_kept_scores_are_what_the_backward_reads():
     for same, given in ((True, kept), (False, torch.zeros_like(kept))):
         found = torch.ops.fastloss.pair_backward.cpu(grads, [value], *inputs, *settings, want, 2**26, given)
         assert torch.equal(found[0][:128], computed[0][:128]) == same and torch.equal(found[0][128:], computed[0][128:])
-    for wrong in (-1, 151):
-        with pytest.raises(RuntimeError, match=f"keep 0 to 150 rows of scores, got {wrong}"):
-            torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, wrong)
+    with pytest.raises(RuntimeError, match="scores cannot be kept in -1 bytes"):
+        torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, -1)
     with pytest.raises(RuntimeError, match=r"kept scores must be .*\(blocks, 300, 64\), got \[2, 299, 64\]"):
         torch.ops.fastloss.pair_backward.cpu(grads, [value], *inputs, *settings, want, 2**26, kept[:, 1:])
 
@@ -202,8 +201,19 @@ def test_a_budget_is_what_scores_are_kept_in(compiled):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             pair_statistics("pair", Scores(a, b), [Term("lse")], backend=compiled, memory_budget=budget)
         assert max(sizes) == max(256 * 4, 256 * (rows if compiled in pair.KEEP else 0))
-        with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("saved"), lambda t: t):
-            pair_statistics("pair", Scores(a, b), [Term("lse")], backend=compiled, memory_budget=budget)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_nothing_is_kept_that_no_backward_will_read(monkeypatch, mode):
+    asked: list[int] = []
+    run = pair._FORWARD["cpu"]
+    monkeypatch.setitem(pair._FORWARD, "cpu", lambda *given: asked.append(given[-1]) or run(*given))
+    a = torch.randn(64, 4, requires_grad=mode is not torch.enable_grad)
+    with mode():
+        pair_statistics("pair", Scores(a, a + 1), [Term("lse")], backend="cpu", memory_budget=2**20)
+    assert asked == [0]
+    pair_statistics("pair", Scores(torch.randn(64, 4, requires_grad=True)), [Term("lse")], backend="cpu", memory_budget=2**20)
+    assert asked == [0, 2**19]
 
 
 def test_empty_sets(compiled):
@@ -295,14 +305,37 @@ def test_a_budget_for_a_block():
         kept, within = most(loss)
         with fastloss.use_memory_budget(None):
             assert most(loss)[1] == without
-        torch._dynamo.reset()
-        compiled = most(torch.compile(loss, backend="aot_eager", fullgraph=True))
-    assert (without, within, compiled[1], most(loss)[1]) == (256 * 4, 256 * 256, 256 * 256, without)
-    for got in (kept, compiled[0]):
-        torch.testing.assert_close(got, wanted)
+    assert (without, within, most(loss)[1]) == (256 * 4, 256 * 256, without)
+    torch.testing.assert_close(kept, wanted)
     for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="use_memory_budget: memory_budget must"), fastloss.use_memory_budget(wrong):
             pass
+        with pytest.raises(error, match="pair: memory_budget must"):
+            pair_statistics("pair", Scores(a, b), [Term("lse")], backend="cpu", memory_budget=wrong)
+    with fastloss.use_memory_budget(2**80):
+        torch.testing.assert_close(most(loss)[0], wanted)
+
+
+@pytest.mark.parametrize("dynamic", [None, True, False])
+def test_a_budget_in_a_compiled_graph(dynamic):
+    """Another number of rows is no reason to compile again where it is none without a budget."""
+    def loss(a, b):
+        (found,) = pair_statistics("pair", Scores(a, b), [Term("lse")], backend="cpu")
+        return found.value.sum()
+
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    frames = []
+    for budget in (None, 2**18):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=dynamic)
+        with fastloss.use_memory_budget(budget):
+            for rows in (128, 256, 200, 70):
+                a, b = (torch.randn(rows, 4, requires_grad=True) for _ in range(2))
+                torch.testing.assert_close(torch.autograd.grad(compiled(a, b), (a, b)), torch.autograd.grad(loss(a, b), (a, b)))
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[1] <= 4
 
 
 @pytest.fixture

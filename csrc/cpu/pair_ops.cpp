@@ -292,10 +292,11 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
     for (int i = 0; i < 2; ++i) found.push_back(at::empty({size}, a.options().dtype(in.type)));
   }
   Tensor kept;
+  TORCH_CHECK(keep >= 0, "pair engine: scores cannot be kept in ", keep, " bytes");
   if (keep) {
-    const int64_t rows = in.scored_a.size(0), columns = in.scored_b.size(0);
-    TORCH_CHECK(keep > 0 && keep <= rows, "pair engine: wanted to keep 0 to ", rows, " rows of scores, got ", keep);
-    kept = at::empty({(keep + kPairLanes - 1) / kPairLanes, columns, kPairLanes}, a.options().dtype(in.type));
+    const int64_t columns = in.scored_b.size(0), blocks = (in.scored_a.size(0) + kPairLanes - 1) / kPairLanes;
+    const int64_t block = std::max<int64_t>(1, columns * kPairLanes * static_cast<int64_t>(at::elementSize(in.type)));
+    kept = at::empty({std::min(blocks, keep / block), columns, kPairLanes}, a.options().dtype(in.type));
     advise_huge_pages(kept);
   }
   AT_DISPATCH_FLOATING_TYPES(in.type, "pair_forward", [&] { forward<scalar_t>(in, found, kept); });
@@ -431,6 +432,7 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
   TORCH_CHECK(!kept || (kept->dim() == 3 && kept->size(1) == in.scored_b.size(0) && kept->size(2) == kPairLanes && kept->is_contiguous() &&
                         kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
               in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
+  const int64_t budget = std::max<int64_t>(0, memory_budget - (kept ? static_cast<int64_t>(kept->nbytes()) : 0));
   const auto zeros = [&](bool wanted, const Tensor& like) {
     return wanted && like.defined() ? at::zeros(like.sizes(), like.options().dtype(in.type)) : Tensor();
   };
@@ -459,9 +461,9 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
       }
     }
     const Tensor scores = own_is_row ? kept.value_or(Tensor()) : Tensor();
-    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, memory_budget, scores);
+    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, budget, scores);
     AT_DISPATCH_FLOATING_TYPES(in.type, "pair_backward", [&] {
-      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, memory_budget, scores);
+      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, budget, scores);
     });
   };
   // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from .. import _checks
-from ..engine import overridden
+from ..engine import overridden, without_autocast
 from ..plain import reduced, same_shape, widened
 from ..registry import register
 
@@ -98,7 +98,8 @@ def margin_mse_loss(
         y = y[:, :1] - y[:, 1:]
     if y.shape != n.shape[:2]:
         raise ValueError(f"{name}: target must be {tuple(n.shape[:2])} or {(n.shape[0], n.shape[1] + 1)}, got {tuple(target.shape)}")
-    margin = torch.linalg.vecdot(q.unsqueeze(1), p.unsqueeze(1) - n)
+    with without_autocast(q.device):
+        margin = torch.linalg.vecdot(q.unsqueeze(1), p.unsqueeze(1) - n)
     return reduced((margin - y).square(), reduction, dtype)
 
 
@@ -248,7 +249,8 @@ def angle_loss(
         raise ValueError(f"{name}: wanted an even number of features, the halves of complex numbers, got {u.shape[1]}")
     u, v = F.normalize(u, dim=1, eps=1e-8), F.normalize(v, dim=1, eps=1e-8)
     c, d = v.chunk(2, 1)
-    score = torch.linalg.vecdot(u, torch.cat((c - d, c + d), 1)).abs()  # of u = (a, b): (a c + b d) + (b c - a d)
+    with without_autocast(u.device):
+        score = torch.linalg.vecdot(u, torch.cat((c - d, c + d), 1)).abs()  # of u = (a, b): (a c + b d) + (b c - a d)
     return _log_of_pairs_in_wrong_order(scale * score, y).to(dtype)
 
 

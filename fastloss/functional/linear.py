@@ -248,11 +248,12 @@ def _by_statistics(
     transform = "none" if cap is None else "softcap", 1.0 if cap is None else float(cap)
     index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
     parts = [x] if shard is None else shard.shared(x)
+    each = memory_budget if len(parts) == 1 or type(memory_budget) is not int else memory_budget // len(parts)
     if mixed and shard is not None:  # another gradient reaches them
         x = torch.cat(parts)
     found = [
         pair_statistics(NAME, Scores(part, linear_weight, None, bias, scale, *transform), terms, (own, index), backend=backend,
-                        memory_budget=memory_budget)
+                        memory_budget=each)
         for part, own in zip(parts, label.split([len(part) for part in parts]))
     ]
     found = found[0] if len(parts) == 1 else [Statistic(*(torch.cat(t) for t in zip(*each))) for each in zip(*found)]
