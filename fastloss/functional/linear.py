@@ -248,7 +248,7 @@ def _by_statistics(
     transform = "none" if cap is None else "softcap", 1.0 if cap is None else float(cap)
     index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
     parts = [x] if shard is None else shard.shared(x)
-    each = memory_budget if len(parts) == 1 or type(memory_budget) is not int else memory_budget // len(parts)
+    each = memory_budget if len(parts) == 1 or memory_budget is None else memory_budget // len(parts)
     if mixed and shard is not None:  # another gradient reaches them
         x = torch.cat(parts)
     found = [
