@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import EXTRAS, Call, Case
 from .engine import accumulate_dtype
+from .pair import use_memory_budget
 from .registry import LOSSES, Loss
 
 K = 4.0
@@ -86,7 +87,8 @@ def evaluate(function: Callable, call: Call, upstream: Mapping[str, Tensor], **m
     if options.get("inplace"):
         tensors["input"] = leaves["input"].clone()
     positional, named = call.arguments(tensors)
-    values = named_outputs(function(*positional, **named, **options), case)
+    with use_memory_budget(getattr(case, "budget", None)):  # which cases of pairs have
+        values = named_outputs(function(*positional, **named, **options), case)
 
     outputs = [values[name] for name in upstream if name in values]
     grads = [g.to(values[name].dtype).reshape(values[name].shape) for name, g in upstream.items() if name in values]

@@ -33,6 +33,7 @@ class PairCase:
         params: the loss's own parameters and choices, as pairs of name and value.
         extras: the extra outputs asked for, of ``("lse",)``.
         gradients: "input" for the first set, or "operands" for all floating tensors.
+        budget: bytes, as of :func:`fastloss.use_memory_budget`.
     """
 
     loss: str = "info_nce"
@@ -46,6 +47,7 @@ class PairCase:
     params: tuple[tuple[str, object], ...] = ()
     extras: tuple[str, ...] = ()
     gradients: str = "operands"
+    budget: int | None = None
 
     inplace = False
 
