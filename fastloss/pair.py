@@ -375,7 +375,7 @@ def _backward_fake(grads, statistics, a, b, row_bias, column_bias, row_label, co
 
 
 # With `keep` the forward gives the scores of as many blocks of rows as have room in that many bytes, as its last tensor, for the backward to
-# take as `kept`; `memory_budget` is for those too.
+# take as `kept`. Its own `memory_budget` is for gradients of scores.
 _FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}, int keep=0) -> Tensor[]", _forward_fake)
 _BACKWARD = define(
     "pair_backward",
@@ -465,8 +465,8 @@ def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
     bytes for each. Where :func:`torch.utils.checkpoint.checkpoint` computes the loss a second time, the backward belongs in the block too.
 
     Args:
-        memory_budget: bytes, half of them for scores kept until the backward, the rest for gradients of scores inside it. None is what
-            holds outside of any block: no scores, and 64 MB.
+        memory_budget: bytes, of which 64 MB, or half if that is less, are for gradients of scores inside the backward and the rest for
+            scores kept until then. None is what holds outside of any block: no scores, and 64 MB.
 
     Raises:
         ValueError: `memory_budget` is negative.
@@ -493,11 +493,12 @@ def _checked_budget(name: str, memory_budget: int | None) -> int | None:
 
 
 def _room(backend: str, memory_budget: int | None, inputs: Sequence[Tensor | None]) -> tuple[int, int]:
-    """Bytes for scores that are kept for a backward, and for those and gradients of scores together."""
+    """Bytes for scores that are kept for a backward, and for gradients of scores inside it, of which more than the default gain nothing."""
     if memory_budget is None:
         return 0, MEMORY_BUDGET
     differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    return memory_budget // 2 if backend in KEEP and differentiates else 0, memory_budget
+    gradients = min(MEMORY_BUDGET, memory_budget // 2)
+    return memory_budget - gradients if backend in KEEP and differentiates else 0, gradients
 
 
 def pair_statistics(
@@ -520,9 +521,8 @@ def pair_statistics(
         codes: uint8 (M, N), instead of labels: 1 for a positive pair, 2 for a negative one, 3 for both, 0 for a pair of no mask.
         skip: leave out the pairs with ``j - i == skip``; of a set compared with itself 0 or None.
         backend: as of every loss.
-        memory_budget: bytes; half of them for scores that are kept from the forward for the backward (on backends of :data:`KEEP`), the
-            rest for gradients of scores in the backward; what has no room is computed again. Default: None, that of
-            :func:`use_memory_budget`, else no scores and 64 MB.
+        memory_budget: bytes, as of :func:`use_memory_budget`, for scores that are kept (on backends of :data:`KEEP`) and for gradients of
+            scores; what has no room is computed again. Default: None, what holds in the block, else no scores and 64 MB.
 
     Returns:
         A :class:`Statistic` for each term.

@@ -194,9 +194,9 @@ def test_kept_scores_are_what_the_backward_reads():
 
 
 def test_a_budget_is_what_scores_are_kept_in(compiled):
-    """Without one nothing of the scores' size; with one as many as fit in half of it, where the backend keeps any."""
+    """Without one nothing of the scores' size; with one as many as fit, beside 64 MB or in half of it, where the backend keeps any."""
     a, b = (torch.randn(256, 4, requires_grad=True) for _ in range(2))
-    for budget, rows in ((None, 0), (0, 0), (2 * 4 * 256 * 130, 128), (2**20, 256)):
+    for budget, rows in ((None, 0), (0, 0), (2 * 4 * 256 * 130, 128), (2**20, 256), (2**27, 256)):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
             pair_statistics("pair", Scores(a, b), [Term("lse")], backend=compiled, memory_budget=budget)
@@ -214,6 +214,8 @@ def test_nothing_is_kept_that_no_backward_will_read(monkeypatch, mode):
     assert asked == [0]
     pair_statistics("pair", Scores(torch.randn(64, 4, requires_grad=True)), [Term("lse")], backend="cpu", memory_budget=2**20)
     assert asked == [0, 2**19]
+    pair_statistics("pair", Scores(torch.randn(64, 4, requires_grad=True)), [Term("lse")], backend="cpu", memory_budget=2**28)
+    assert asked == [0, 2**19, 2**28 - pair.MEMORY_BUDGET]
 
 
 def test_empty_sets(compiled):

@@ -432,7 +432,6 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
   TORCH_CHECK(!kept || (kept->dim() == 3 && kept->size(1) == in.scored_b.size(0) && kept->size(2) == kPairLanes && kept->is_contiguous() &&
                         kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
               in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
-  const int64_t budget = std::max<int64_t>(0, memory_budget - (kept ? static_cast<int64_t>(kept->nbytes()) : 0));
   const auto zeros = [&](bool wanted, const Tensor& like) {
     return wanted && like.defined() ? at::zeros(like.sizes(), like.options().dtype(in.type)) : Tensor();
   };
@@ -461,9 +460,9 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
       }
     }
     const Tensor scores = own_is_row ? kept.value_or(Tensor()) : Tensor();
-    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, budget, scores);
+    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, memory_budget, scores);
     AT_DISPATCH_FLOATING_TYPES(in.type, "pair_backward", [&] {
-      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, budget, scores);
+      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, memory_budget, scores);
     });
   };
   // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.

@@ -333,7 +333,7 @@ def statistics(
         group: the processes, which have agreed; see :meth:`Group.agree`.
         scores: this process's rows of `a` and of `b`, and their biases.
         terms, labels, backend: as there; labels of this process's rows and columns.
-        memory_budget: bytes that the backward may use for gradients of scores; None for 64 MB. Scores are computed again.
+        memory_budget: bytes that the backward may use for gradients of scores. Default: None, 64 MB. Scores are computed again.
         skip: leave out the pairs with ``j - i == skip``, counted over all processes.
         sizes: which of the sizes that were agreed on are those of `a` and of `b`.
         narrow: a dtype that holds the numbers of `b` as well, in which it goes round; None for its own.

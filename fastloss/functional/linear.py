@@ -78,9 +78,9 @@ def linear_cross_entropy(
         return_lse: also return the log-partition of each row, differentiable.
         return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
-        memory_budget: bytes for ``"cpu"``: half of them for logits that are kept from the forward for the backward, the rest for gradients
-            of logits in the backward; what has no room is computed again. Default: None, that of :func:`fastloss.use_memory_budget`,
-            else no logits and 64 MB of gradients.
+        memory_budget: bytes for ``"cpu"``, of which 64 MB, or half if that is less, are for gradients of logits in the backward and the
+            rest for logits that are kept until then; what has no room is computed again. Default: None, that of
+            :func:`fastloss.use_memory_budget`, else no logits and 64 MB.
         group: processes over which the classes are spread, as for :func:`fastloss.functional.cross_entropy`: each has its rows of
             `linear_weight` and `linear_bias`, and all hidden states, targets and class weights. The gradient of `input` is the whole one
             on each. DTensors bring their group: `linear_weight` and `linear_bias` sharded over the classes, `input` replicated or, as under
