@@ -11,6 +11,7 @@ import torch
 
 import fastloss
 from fastloss import pair
+from fastloss._backends import unavailable
 from fastloss.engine import accumulate_dtype
 from fastloss.pair import Scores, Term, pair_statistics
 from test_memory import poisoned
@@ -175,6 +176,7 @@ def test_any_budget_gives_the_same(compiled, budget):
 
 
 def test_kept_scores_are_what_the_backward_reads():
+    assert unavailable("cpu", "cpu") is None  # which loads the operators
     a, b, bias = torch.randn(150, 8), torch.randn(300, 8), torch.randn(300)
     settings, params = pair._settings([Term("lse")], None, 2.0, pair.TRANSFORMS.index("softcap"), 3.0)
     inputs = a, b, None, bias, None, None, None, params

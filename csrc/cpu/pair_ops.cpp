@@ -3,10 +3,8 @@
 // A block is kPairLanes own rows. Its products with kOther rows of the other set at a time are a tile that stays in cache. Products, and
 // sums of products, are made of pieces of fixed size, so that results do not depend on the threads.
 
-#include "ops.h"
 #include "products.h"
 
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -77,7 +75,10 @@ Inputs describe(const Tensor& a, const OptionalTensor& b, const OptionalTensor& 
   in.type = acc;
   in.rounds = narrow && may_round();
   if (!narrow || !scores_alone) {
-    const auto made = [&](const Tensor& rows) { return in.rounds ? by_pairs(rows.contiguous()) : rows.to(acc).contiguous(); };
+    const auto made = [&](const Tensor& rows) {
+      if (in.rounds) return by_pairs(rows.contiguous());
+      return rows.scalar_type() == acc ? rows.contiguous() : copied(rows, acc);
+    };
     in.a = made(a);
     in.b = b ? made(*b) : in.a;
   }
@@ -433,7 +434,10 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
                         kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
               in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
   const auto zeros = [&](bool wanted, const Tensor& like) {
-    return wanted && like.defined() ? at::zeros(like.sizes(), like.options().dtype(in.type)) : Tensor();
+    if (!wanted || !like.defined()) return Tensor();
+    const Tensor made = at::empty(like.sizes(), like.options().dtype(in.type));
+    advise_huge_pages(made);
+    return made.zero_();
   };
   const Tensor by_a = zeros(want[0], in.scored_a), by_b = in.itself ? Tensor() : zeros(want[1], in.scored_b);
   const Tensor by_row_bias = zeros(want[2], in.row_bias), by_column_bias = in.itself ? Tensor() : zeros(want[3], in.column_bias);
@@ -442,9 +446,6 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
   for (int64_t k = 0; k < 2 * count; ++k) {
     by_params.push_back(zeros(want[4 + k], in.params[k]));
     any_column |= k % 2 == 1 && by_params[k].defined();
-  }
-  for (const Tensor& t : {by_a, by_b}) {
-    if (t.defined()) advise_huge_pages(t);
   }
   // One sweep for the own rows: with the terms in the role of rows or columns, of a set compared with itself in both.
   const auto sweep = [&](bool own_is_row, Wanted& wanted) {
@@ -476,7 +477,7 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
   found.insert(found.end(), by_params.begin(), by_params.end());
   for (size_t k = 0; k < found.size(); ++k) {
     if (!found[k].defined()) found[k] = at::empty({0}, a.options());
-    else if (k < 2) found[k] = found[k].to(a.scalar_type());
+    else if (k < 2 && a.scalar_type() != in.type) found[k] = copied(found[k], a.scalar_type());
   }
   return found;
 }

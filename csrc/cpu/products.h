@@ -1,18 +1,17 @@
 // Products of small matrices that keep to one thread: torch's own kernels for them where it has any, else its library.
 #pragma once
 
+#include "ops.h"
+
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 
-#include <algorithm>
 #include <exception>
 
 namespace fastloss {
-
-using at::Tensor;
 
 constexpr int64_t kProductColumns = 256;  // of one product: more would not stay in cache
 
@@ -58,10 +57,17 @@ inline bool may_round() {
   return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) == at::Float32Precision::BF16;
 }
 
+// A contiguous copy in a dtype.
+inline Tensor copied(const Tensor& from, at::ScalarType type) {
+  const Tensor made = at::empty(from.sizes(), from.options().dtype(type));
+  advise_huge_pages(made);
+  return made.copy_(from);
+}
+
 // Rows of 16-bit numbers by pairs: (rows / 2, features, 2), with a row of 0 behind an odd last one.
 inline Tensor by_pairs(const Tensor& rows) {
   const Tensor even = rows.size(0) % 2 ? at::constant_pad_nd(rows, {0, 0, 0, 1}) : rows;
-  return even.view({even.size(0) / 2, 2, even.size(1)}).transpose(1, 2).contiguous();
+  return copied(even.view({even.size(0) / 2, 2, even.size(1)}).transpose(1, 2), rows.scalar_type());
 }
 
 // c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths.
