@@ -236,7 +236,7 @@ def linear():
     rank, group = dist.get_rank(), dist.group.WORLD
     target = torch.tensor([0, 10, 3, -100, 7, 5, -100])
     options = (
-        {}, {"reduction": "none", "softcap": 2.0, "logit_scale": 0.5}, {"label_smoothing": 0.2, "z_loss": 0.1},
+        {}, {"reduction": "none", "softcap": 2.0, "logit_scale": 0.5}, {"label_smoothing": 0.2, "z_loss": 0.1, "memory_budget": 2**16},
         {"weight": 1, "reduction": "sum"}, {"weight": 1, "label_smoothing": 0.3, "softcap": 2.0}, {"weight": 1, "label_smoothing": 0.3},
     )
     for split in classes_of(11):

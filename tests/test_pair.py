@@ -181,6 +181,8 @@ def test_kept_scores_are_what_the_backward_reads():
     settings, params = pair._settings([Term("lse")], None, 2.0, pair.TRANSFORMS.index("softcap"), 3.0)
     inputs = a, b, None, bias, None, None, None, params
     value, _, kept = torch.ops.fastloss.pair_forward.cpu(*inputs, *settings, 4 * 300 * 150)
+    for room in (4 * 300 * 150, 2**24):
+        torch.library.opcheck(torch.ops.fastloss.pair_forward.cpu, (*inputs, *settings, room))
     scores = 3 * torch.tanh((2 * a @ b.t() + bias) / 3)
     torch.testing.assert_close(kept.transpose(1, 2).reshape(128, 300), scores[:128], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(value, scores.logsumexp(1))

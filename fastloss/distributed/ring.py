@@ -130,7 +130,6 @@ class _Plan(NamedTuple):
     group: Group
     backend: str
     settings: Settings
-    memory_budget: int
     own: bool  # whether the sets are one
     rows: list[int]  # of each rank
     columns: list[int]
@@ -295,7 +294,7 @@ def _block_backward(
         values = [v if len(v) == sizes[term[3] == "column"] else v.new_empty(sizes[term[3] == "column"])
                   for v, term in zip(statistics, plan.terms)]
         upstream = [None if g is None else g.contiguous() for g in upstream]
-        return _BACKWARD[plan.backend](upstream, [v.contiguous() for v in values], *operands, *settings, want, plan.memory_budget)
+        return _BACKWARD[plan.backend](upstream, [v.contiguous() for v in values], *operands, *settings, want, MEMORY_BUDGET)
     *fixed, params = operands
     flat = [*fixed[:4], *params]
     with torch.enable_grad():
@@ -321,7 +320,6 @@ def statistics(
     labels: tuple[Tensor, Tensor | None] | None = None,
     skip: int | None = None,
     backend: str | None = None,
-    memory_budget: int | None = None,
     sizes: tuple[int, int] = (0, 0),
     narrow: torch.dtype | None = None,
 ) -> list[Statistic]:
@@ -333,7 +331,6 @@ def statistics(
         group: the processes, which have agreed; see :meth:`Group.agree`.
         scores: this process's rows of `a` and of `b`, and their biases.
         terms, labels, backend: as there; labels of this process's rows and columns.
-        memory_budget: bytes that the backward may use for gradients of scores. Default: None, 64 MB. Scores are computed again.
         skip: leave out the pairs with ``j - i == skip``, counted over all processes.
         sizes: which of the sizes that were agreed on are those of `a` and of `b`.
         narrow: a dtype that holds the numbers of `b` as well, in which it goes round; None for its own.
@@ -352,8 +349,7 @@ def statistics(
     column_label = row_label if column_label is None else column_label
     params = [None if p is None else p.to(wide).contiguous() for p in params]
     plan = _Plan(
-        group, backend, settings, MEMORY_BUDGET if memory_budget is None else int(memory_budget), own, group.every(sizes[0]),
-        group.every(sizes[1]), narrow or wide,
+        group, backend, settings, own, group.every(sizes[0]), group.every(sizes[1]), narrow or wide,
     )
     found = _Ring.apply(plan, a, b, row_bias, column_bias, row_label, column_label, *params)
     return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
