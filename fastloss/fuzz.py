@@ -253,6 +253,7 @@ def _pair_cases(draw: Callable, loss: str, allowed: frozenset[str], small: bool)
     chosen["optional"] = draw(st.booleans())
     chosen["gradients"] = draw(st.sampled_from(("operands", "input")))
     chosen["budget"] = draw(st.sampled_from((None, None, 0, 2**16)))  # for no scores or, of so few rows, for all
+    chosen["precision"] = draw(st.sampled_from(("ieee", "bf16")))
     drawn = {name: draw(_param(*bounds)) for name, bounds in about.params.items()}
     drawn |= {name: draw(st.sampled_from(values)) for name, values in about.choices.items()}
     return PairCase(**chosen, params=tuple((name, value) for name, value in drawn.items() if name in allowed))

@@ -338,10 +338,10 @@ def _reduced(settings: Settings, scores: Tensor, row_label, column_label, codes,
     return found
 
 
-_INPUTS = (
+INPUTS = (
     "Tensor a, Tensor? b, Tensor? row_bias, Tensor? column_bias, Tensor? row_label, Tensor? column_label, Tensor? codes, Tensor?[] params"
 )
-_SETTINGS = "int? skip, float scale, int transform, float cap, int[] terms, float[] constants"
+SETTINGS = "int? skip, float scale, int transform, float cap, int[] terms, float[] constants"
 
 
 def forward_outputs(a: Tensor, b: Tensor | None, terms: Sequence[int]) -> list[Tensor]:
@@ -376,10 +376,10 @@ def _backward_fake(grads, statistics, a, b, row_bias, column_bias, row_label, co
 
 # With `keep` the forward gives the scores of as many blocks of rows as have room in that many bytes, as its last tensor, for the backward to
 # take as `kept`. Its own `memory_budget` is for gradients of scores.
-_FORWARD = define("pair_forward", f"({_INPUTS}, {_SETTINGS}, int keep=0) -> Tensor[]", _forward_fake)
+_FORWARD = define("pair_forward", f"({INPUTS}, {SETTINGS}, int keep=0) -> Tensor[]", _forward_fake)
 _BACKWARD = define(
     "pair_backward",
-    f"(Tensor?[] grads, Tensor[] statistics, {_INPUTS}, {_SETTINGS}, bool[] want, int memory_budget, Tensor? kept=None) -> Tensor[]",
+    f"(Tensor?[] grads, Tensor[] statistics, {INPUTS}, {SETTINGS}, bool[] want, int memory_budget, Tensor? kept=None) -> Tensor[]",
     _backward_fake,
 )
 
@@ -492,8 +492,9 @@ def _checked_budget(name: str, memory_budget: int | None) -> int | None:
     return min(memory_budget, 2**62)  # what an operator takes
 
 
-def _room(backend: str, memory_budget: int | None, inputs: Sequence[Tensor | None]) -> tuple[int, int]:
+def _room(name: str, backend: str, memory_budget: int | None, inputs: Sequence[Tensor | None]) -> tuple[int, int]:
     """Bytes for scores that are kept for a backward, and for gradients of scores inside it, of which more than the default gain nothing."""
+    memory_budget = _budget.get() if memory_budget is None else _checked_budget(name, memory_budget)
     if memory_budget is None:
         return 0, MEMORY_BUDGET
     differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
@@ -527,6 +528,35 @@ def pair_statistics(
     Returns:
         A :class:`Statistic` for each term.
     """
+    return statistics_of(prepared_call(name, scores, terms, labels, codes, skip, backend, memory_budget))
+
+
+class PreparedCall(NamedTuple):
+    """The arguments of :func:`pair_statistics`, checked and as operators take them."""
+
+    backend: str
+    settings: Settings
+    room: tuple[int, int]  # bytes for scores that are kept for a backward, and for gradients of scores inside it
+    how: Preparation
+    inputs: tuple[Tensor | None, ...]  # both sets, both biases, labels of both, codes, and parameters of the terms
+
+
+def statistics_of(call: PreparedCall) -> list[Statistic]:
+    """What :func:`pair_statistics` gives."""
+    backend, settings, _, how, inputs = call
+    return paired(formula(settings, *how.rows(*inputs[:4]), *inputs[4:]) if backend == "eager" else _apply(*call[:4], *inputs))
+
+
+def paired(found: Sequence[Tensor]) -> list[Statistic]:
+    """The value and the count of each term, as operators and the formula give them one after another."""
+    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+
+
+def prepared_call(
+    name: str, scores: Scores, terms: Sequence[Term], labels: tuple[Tensor, Tensor | None] | None, codes: Tensor | None, skip: int | None,
+    backend: str | None, memory_budget: int | None,
+) -> PreparedCall:
+    """The call that arguments of :func:`pair_statistics` make."""
     if not 1 <= len(terms) <= MOST_TERMS:
         raise ValueError(f"{name}: wanted 1 to {MOST_TERMS} terms, got {len(terms)}")
     sets = [t for t in scores[:2] if t is not None]
@@ -534,7 +564,6 @@ def pair_statistics(
         raise ValueError(f"{name}: embeddings must be (N, D) and (M, D), got {' and '.join(str(tuple(t.shape)) for t in sets)}")
     tensors = [scores.a, scores.b, *(t for term in terms for t in (term.row, term.column))]
     backend, _ = choose(name, backend, *(t for t in tensors if t is not None))
-    memory_budget = _budget.get() if memory_budget is None else _checked_budget(name, memory_budget)
     wide = accumulate_dtype(scores.a.dtype)
     settings, params = _settings(terms, skip, float(scores.scale), TRANSFORMS.index(scores.transform), float(scores.cap))
     row_label = column_label = None
@@ -545,12 +574,9 @@ def pair_statistics(
     biases, params = ([None if t is None else t.to(wide) for t in some] for some in ((scores.row_bias, scores.column_bias), params))
     how = Preparation(scores.unit, scores.euclidean, codes is not None and scores.b is None)
     inputs = (scores.a, scores.b, *biases, row_label, column_label, codes, *params)
-    if backend == "eager":
-        found = formula(settings, *how.rows(*inputs[:4]), *inputs[4:])
-    else:
+    if backend != "eager":
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
-        found = _apply(backend, settings, _room(backend, memory_budget, inputs), how, *inputs)
-    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+    return PreparedCall(backend, settings, _room(name, backend, memory_budget, inputs), how, inputs)
 
 
 def _settings(terms: Sequence[Term], skip: int | None, *scores: object) -> tuple[Settings, list[Tensor | None]]:
@@ -574,8 +600,7 @@ def matrix_statistics(
     """Statistics over pairs whose scores are a matrix (N, M) already; otherwise as :func:`pair_statistics`, in plain torch."""
     settings, params = _settings(terms, skip, 1.0, 0, 1.0)
     rows, columns = (None, None) if labels is None else labels
-    found = _reduced(settings, scores, rows, columns, codes, params)
-    return [Statistic(value, count) for value, count in zip(found[::2], found[1::2])]
+    return paired(_reduced(settings, scores, rows, columns, codes, params))
 
 
 def normalised(x: Tensor, eps: float = LEAST_NORM) -> Tensor:

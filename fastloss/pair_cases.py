@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cases import LAYOUTS
 from .elementwise_cases import middle
+from .pair_sum import FUSED
 from .plain_cases import PlainCall
 from .registry import LOSSES
 
@@ -34,6 +35,8 @@ class PairCase:
         extras: the extra outputs asked for, of ``("lse",)``.
         gradients: "input" for the first set, or "operands" for all floating tensors.
         budget: bytes, as of :func:`fastloss.use_memory_budget`.
+        precision: of products of bfloat16 rows, as ``torch.backends.mkldnn.matmul.fp32_precision``: "ieee", or "bf16" where gradients of
+            scores are rounded.
     """
 
     loss: str = "info_nce"
@@ -48,6 +51,7 @@ class PairCase:
     extras: tuple[str, ...] = ()
     gradients: str = "operands"
     budget: int | None = None
+    precision: str = "ieee"
 
     inplace = False
 
@@ -125,6 +129,8 @@ class PairCall(PlainCall):
 
     def operators(self, backend: str) -> list[str] | None:
         """The operators that a forward and backward on a compiled backend run; None where another engine does."""
+        if self.case.loss == "linear_cross_entropy" and _is_one_sum(self, backend):
+            return [f"pair_sum.{backend}"]
         forward, backward = CALLS.get(self.case.loss, lambda call: (1, 1))(self)
         if forward is None:
             return None
@@ -249,6 +255,13 @@ def _stores_logits(call: PairCall) -> bool:
     chosen = call.options
     return bool(chosen.get("softcap") and chosen.get("label_smoothing") and "weight" in call.by_name)
 
+
+def _is_one_sum(call: PairCall, backend: str) -> bool:
+    """Whether the loss and its gradient are found together."""
+    chosen = call.options
+    alone = chosen["reduction"] != "none" and not chosen["z_loss"] and "lse" not in call.case.extras
+    alone = alone and "weight" not in call.differentiable()
+    return alone and backend in FUSED and not _stores_logits(call)
 
 
 def _normal(shape, generator, before) -> Tensor:

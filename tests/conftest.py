@@ -105,6 +105,15 @@ def compiled(request) -> str:
     return _available(request.param)
 
 
+@pytest.fixture
+def exact_products():
+    """Products of bfloat16 rows whose gradients of scores are not rounded before."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -97,7 +97,7 @@ def test_losses_of_several_places(backend):
         torch.testing.assert_close(got, wanted)
 
 
-def test_halves_are_rounded_once(backend):
+def test_halves_are_rounded_once(backend, exact_products):
     """Also where a loss has gradients to the layer by two ways, and where logits are stored."""
     tight = 0.51 if backend != "triton" else 1.02  # the interpreter truncates
     x, w, b, target, weight = (t.detach() for t in layer(9, 16, 11))

@@ -160,7 +160,7 @@ def test_agrees_with_the_formula_in_double(compiled):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_agrees_in_narrow_dtypes(compiled, dtype):
+def test_agrees_in_narrow_dtypes(compiled, dtype, exact_products):
     # Not those whose counts depend on the last bit of a score; rounded rows are not of norm 1.
     without = ("relu", "square", "lifted", *(BOUNDED if dtype != torch.float32 else ()))
     for case in some(compiled, 8):
@@ -344,19 +344,10 @@ def test_a_budget_in_a_compiled_graph(dynamic):
     assert frames[0] == frames[1] <= 4
 
 
-@pytest.fixture
-def rounded_products():
-    """Products that may round to bfloat16, as torch's own may then."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
-
-
 @pytest.mark.parametrize(
     "rows, columns, features, budget", [(7, 3, 6, None), (70, 0, 34, None), (333, 1001, 48, 0), (333, 1001, 48, 2**20)]
 )
-def test_gradients_of_scores_round_to_bfloat16_on_request(rounded_products, rows, columns, features, budget):
+def test_gradients_of_scores_round_to_bfloat16(rows, columns, features, budget):
     """Of bfloat16 rows, where the processor multiplies them itself: each term of a sum is off by half a unit of 8 bits, no more."""
     x, y = torch.randn(rows, features).bfloat16(), torch.randn(columns or rows, features).bfloat16()
     terms = [Term("lse"), Term("lse", side="column")]

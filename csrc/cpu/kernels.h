@@ -89,9 +89,8 @@ void margin_backward(const MarginCall&, Scalar, int64_t begin, int64_t end);
 // of these, with `gradient` for (rows of the tile, kPairLanes) numbers of scratch.
 void pair_forward(const PairCall&, Scalar, const PairTile&, const PairSums* sums);
 void pair_backward(const PairCall&, Scalar, const PairTile&, void* gradient, const PairGradients&);
-// Rows to columns, and to += scale * from; of numbers of the accumulation type.
+// Rows to columns, of numbers of the accumulation type.
 void pair_turn(Scalar, const void* from, int64_t rows, int64_t columns, int64_t from_stride, void* to, int64_t to_stride);
-void pair_add(Scalar, const void* from, int64_t count, double scale, void* to);
 // Rows of which `count` numbers are rounded to bfloat16 and 0 is behind them, of kPairLanes together or a multiple.
 void pair_round(const float* from, int64_t rows, int64_t columns, int64_t count, void* to, int64_t to_stride);
 // Of `count` rows: norms that are at least `least`, of rows made `unit`, less `centre` if there is one; `squares` of what they became.
@@ -140,7 +139,6 @@ struct Kernels {
   decltype(&kernel::pair_forward) pair_forward;
   decltype(&kernel::pair_backward) pair_backward;
   decltype(&kernel::pair_turn) pair_turn;
-  decltype(&kernel::pair_add) pair_add;
   decltype(&kernel::pair_round) pair_round;
   decltype(&kernel::pair_prepare) pair_prepare;
   decltype(&kernel::pair_prepare_backward) pair_prepare_backward;

@@ -77,6 +77,16 @@ struct Mask {
   }
 };
 
+// Whether a term is of pairs of equal labels and each own label is below or above all of the tile's: of labels in order, as classes have,
+// most tiles are like that.
+template <class T>
+bool is_empty(const PairCall& call, const PairTerm& term, const PairTile& tile) {
+  if (term.mask != PairMask::kPositive || call.codes || !call.own_label) return false;
+  const T *own = static_cast<const T*>(call.own_label) + tile.own_begin, *other = static_cast<const T*>(call.other_label) + tile.other_begin;
+  const auto [least, most] = std::minmax_element(other, other + tile.other_count);
+  return std::none_of(own, own + tile.own_count, [&, least = *least, most = *most](T label) { return label >= least && label <= most; });
+}
+
 // A functor with the parameters of a term, at the own rows of a vector and any row of the other set.
 template <class T, class F>
 struct Functor {
@@ -106,6 +116,7 @@ inline Lanes<T> score_at(const PairTile& tile, int64_t lane, int64_t j) {
 template <class T>
 void transform_tile(const PairCall& call, const PairTile& tile) {
   using V = Lanes<T>;
+  if (call.scale == 1 && !call.own_bias && !call.other_bias && call.transform == PairTransform::kNone) return;
   const V scale(static_cast<T>(call.scale)), cap(static_cast<T>(call.cap));
   each_own<T>(tile, [&](const Own<T>& own) {
     const V bias = own.load_from(call.own_bias);
@@ -135,6 +146,7 @@ void gather_own(const PairCall& call, const PairTerm& term, const PairTile& tile
   using V = Lanes<T>;
   constexpr int64_t width = V::size();
   const V none(-kInf<T>);
+  if (is_empty<T>(call, term, tile)) return;
   each_own<T>(tile, [&](const Own<T>& own) {
     const Functor<T, F> functor(term, own);
     const Mask<T> mask(call, term.mask, own);
@@ -190,6 +202,7 @@ void gather_other(const PairCall& call, const PairTerm& term, const PairTile& ti
   using V = Lanes<T>;
   constexpr int64_t most = kPairLanes / V::size();
   const V none(-kInf<T>);
+  if (is_empty<T>(call, term, tile)) return;
   for (int64_t j = 0; j < tile.other_count; ++j) {
     const int64_t other = tile.other_begin + j;
     T& kept = static_cast<T*>(sums.top)[other];
@@ -233,6 +246,7 @@ template <class T, class F>
 void differentiate(const PairCall& call, const PairTerm& term, const PairTile& tile, T* gradient, double* by_param) {
   using V = Lanes<T>;
   const bool exponential = term.reduce == PairReduce::kLogSumExp;
+  if (is_empty<T>(call, term, tile)) return;
   each_own<T>(tile, [&](const Own<T>& own) {
     const Functor<T, F> functor(term, own);
     const Mask<T> mask(call, term.mask, own);
@@ -335,19 +349,6 @@ void pair_turn(Scalar scalar, const void* from, int64_t rows, int64_t columns, i
   };
   if (scalar == Scalar::kDouble) turn(double{});
   else turn(float{});
-}
-
-void pair_add(Scalar scalar, const void* from, int64_t count, double scale, void* to) {
-  const auto add = [&](auto zero) {
-    using T = decltype(zero);
-    const Lanes<T> factor(static_cast<T>(scale));
-    each_vector<T>(count, [&](int64_t i, int64_t n) {
-      T* at = static_cast<T*>(to) + i;
-      store(at, load(at, n) + factor * load(static_cast<const T*>(from) + i, n), n);
-    });
-  };
-  if (scalar == Scalar::kDouble) add(double{});
-  else add(float{});
 }
 
 void pair_round(const float* from, int64_t rows, int64_t columns, int64_t count, void* to, int64_t to_stride) {

@@ -13,6 +13,7 @@ namespace fastloss {
 namespace {
 
 constexpr int64_t kOther = 256;         // rows of the other set in a tile
+constexpr int64_t kTogether = 4;        // blocks that go over the other set's rows together, which would come from memory for each otherwise
 constexpr int64_t kMaxGroups = 32;      // of blocks, each of which keeps its own statistics of all rows of the other set
 constexpr int64_t kMaxLabel = 1 << 24;  // places and labels are kept in floats
 
@@ -151,34 +152,43 @@ PairTerm& add_term(PairCall& call, const Inputs& in, int64_t k, bool own, bool o
   return term;
 }
 
+// Numbers of T, whatever they are, from the beginning of a cache line on, as products want them: a vector across two lines costs two.
+template <class T>
+Tensor buffer(int64_t size) {
+  const Tensor made = at::empty({size}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+  advise_huge_pages(made);
+  return made;
+}
+
 // Products of blocks of own rows and tiles of other ones, in T; rows are of T, or bfloat16.
 template <class T>
 class Scores {
  public:
   Scores(const Tensor& own, const Tensor& other)
-      : own_(own), other_(other), narrow_(own.scalar_type() != c10::CppTypeToScalarType<T>::value), features_(own.size(1)),
-        packed_(features_ * kPairLanes) {}
+      : own_(own), other_(other), narrow_(own.scalar_type() != c10::CppTypeToScalarType<T>::value), features_(own.size(1)) {}
 
-  // The rows of a block as columns, 0 behind the last. A pair of 16-bit numbers moves as one of 32 bits, as their products want it.
-  void pack(const PairTile& tile) {
+  // The rows of a block as columns, 0 behind the last, in one of kTogether places. A pair of 16-bit numbers moves as one of 32 bits, as
+  // their products want it.
+  void pack(const PairTile& tile, size_t place) {
+    if (place >= packed_.size()) packed_.push_back(buffer<T>(features_ * kPairLanes));
+    T* to = packed_[place].template mutable_data_ptr<T>();
     const int64_t columns = narrow_ ? features_ / 2 : features_;
-    if (tile.own_count < kPairLanes) std::fill(packed_.begin(), packed_.end(), T(0));
-    kernels->pair_turn(narrow_ ? Scalar::kFloat : scalar_of(own_), at(own_, tile.own_begin), tile.own_count, columns, columns,
-                       packed_.data(), kPairLanes);
+    if (tile.own_count < kPairLanes) std::fill_n(to, features_ * kPairLanes, T(0));
+    kernels->pair_turn(narrow_ ? Scalar::kFloat : scalar_of(own_), at(own_, tile.own_begin), tile.own_count, columns, columns, to,
+                       kPairLanes);
   }
 
-  // The tile's scores, before they are scaled.
-  void multiply_tile(const PairTile& tile) {
+  // The tile's scores, before they are scaled, of the block in a place.
+  void multiply_tile(const PairTile& tile, size_t place) {
     const void* others = at(other_, tile.other_begin);
-    T* to = static_cast<T*>(tile.scores);
+    T *to = static_cast<T*>(tile.scores), *packed = packed_[place].template mutable_data_ptr<T>();
     if constexpr (std::is_same_v<T, float>) {
       if (narrow_) {
         return multiply_pairs(tile.other_count, kPairLanes, features_, static_cast<const at::BFloat16*>(others), features_,
-                              reinterpret_cast<const at::BFloat16*>(packed_.data()), kPairLanes, to, tile.stride);
+                              reinterpret_cast<const at::BFloat16*>(packed), kPairLanes, to, tile.stride);
       }
     }
-    multiply<T>(tile.other_count, kPairLanes, features_, static_cast<const T*>(others), features_, packed_.data(), kPairLanes, to,
-                tile.stride);
+    multiply<T>(tile.other_count, kPairLanes, features_, static_cast<const T*>(others), features_, packed, kPairLanes, to, tile.stride);
   }
 
  private:
@@ -189,8 +199,14 @@ class Scores {
   const Tensor &own_, &other_;
   bool narrow_;
   int64_t features_;
-  std::vector<T> packed_;
+  std::vector<Tensor> packed_;
 };
+
+// visit(first, last) of blocks that go together, in order.
+template <class Visit>
+void each_together(int64_t begin, int64_t end, const Visit& visit) {
+  for (; begin < end; begin += kTogether) visit(begin, std::min(end, begin + kTogether));
+}
 
 // Where the scores of a tile are kept in (blocks, rows of the other set, kPairLanes) of the first blocks; null of another one.
 template <class T>
@@ -200,70 +216,106 @@ T* kept_tile(const Tensor& kept, const PairTile& tile) {
   return static_cast<T*>(kept.data_ptr()) + (block * kept.size(1) + tile.other_begin) * kPairLanes;
 }
 
+// What is kept of a term: of the rows of a block, or of all rows of the other set for each group of blocks.
+template <class T>
+struct Kept {
+  std::vector<T> top;
+  std::vector<double> sum, count;
+  Kept(int64_t size, double empty) : top(size, -std::numeric_limits<T>::infinity()), sum(size, 0.0), count(size, empty) {}
+};
+
+double empty_count(const Inputs& in, int64_t term) { return in.reduce(term) == PairReduce::kMax ? -1.0 : 0.0; }
+
+// Writes value and count of a term at row i of its side.
+template <class T>
+void finish(const Inputs& in, std::vector<Tensor>& found, int64_t term, T top, double sum, double count, int64_t i) {
+  T* value = found[2 * term].template mutable_data_ptr<T>();
+  const T none = -std::numeric_limits<T>::infinity();
+  if (in.reduce(term) == PairReduce::kMax) value[i] = top;
+  else if (in.reduce(term) == PairReduce::kSum) value[i] = static_cast<T>(sum);
+  else value[i] = count == 0 || top == none ? none : static_cast<T>(static_cast<double>(top) + std::log(sum));
+  found[2 * term + 1].template mutable_data_ptr<T>()[i] = static_cast<T>(count);
+}
+
+// The call of a forward sweep: all terms, for the rows.
+PairCall forward_call(const Inputs& in) {
+  PairCall call = make_call(in, true);
+  for (int64_t k = 0; k < in.count(); ++k) add_term(call, in, k, in.of_rows(k), true);
+  return call;
+}
+
+PairTile tile_of(const PairCall& call, int64_t block) {
+  return {nullptr, kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
+}
+
+// The statistics of blocks of rows, whose tiles of scores stay where place(tile, which of the blocks) has put them, and what they add to
+// those of the rows of the other set, which are kept from `from` on.
+template <class T, class Place>
+void gather_blocks(const Inputs& in, const PairCall& call, Scores<T>& products_of, int64_t first, int64_t last, std::vector<Kept<T>>& others,
+                   int64_t from, std::vector<Tensor>& found, const Place& place) {
+  const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
+  std::vector<PairTile> tiles;
+  std::vector<std::vector<Kept<T>>> own(last - first);
+  std::array<std::array<PairSums, kMaxPairTerms>, kTogether> sums;
+  for (int64_t block = first; block < last; ++block) {
+    const int64_t i = block - first;
+    tiles.push_back(tile_of(call, block));
+    products_of.pack(tiles[i], i);
+    for (int64_t k = 0; k < in.count(); ++k) {
+      own[i].emplace_back(in.of_rows(k) ? kPairLanes : 0, empty_count(in, k));
+      Kept<T>& kept = in.of_rows(k) ? own[i][k] : others[k];
+      const int64_t begin = in.of_rows(k) ? 0 : from;
+      sums[i][k] = {kept.top.data() + begin, kept.sum.data() + begin, kept.count.data() + begin};
+    }
+  }
+  for (int64_t other = 0; other < call.other; other += kOther) {
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      tiles[i].other_begin = other;
+      tiles[i].other_count = std::min(kOther, call.other - other);
+      place(tiles[i], i);
+      products_of.multiply_tile(tiles[i], i);
+      kernels->pair_forward(call, scalar, tiles[i], sums[i].data());
+    }
+  }
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    for (int64_t k = 0; k < in.count(); ++k) {
+      for (int64_t row = 0; in.of_rows(k) && row < tiles[i].own_count; ++row) {
+        finish(in, found, k, own[i][k].top[row], own[i][k].sum[row], own[i][k].count[row], tiles[i].own_begin + row);
+      }
+    }
+  }
+}
+
 template <class T>
 void forward(const Inputs& in, std::vector<Tensor>& found, const Tensor& scores_kept) {
-  PairCall call = make_call(in, true);
+  const PairCall call = forward_call(in);
   bool any_other = false;
-  for (int64_t k = 0; k < in.count(); ++k) {
-    add_term(call, in, k, in.of_rows(k), true);
-    any_other |= !in.of_rows(k);
-  }
-  const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
+  for (int64_t k = 0; k < in.count(); ++k) any_other |= !in.of_rows(k);
   const int64_t blocks = (call.own + kPairLanes - 1) / kPairLanes, groups = any_other ? std::min(blocks, kMaxGroups) : blocks;
   const T none = -std::numeric_limits<T>::infinity();
-  // Of each term a group's statistics of the rows of the other set.
-  struct Kept {
-    std::vector<T> top;
-    std::vector<double> sum, count;
-    Kept(int64_t size, T top, double count) : top(size, top), sum(size, 0.0), count(size, count) {}
-  };
-  const auto empty_count = [&](int64_t k) { return in.reduce(k) == PairReduce::kMax ? -1.0 : 0.0; };
-  std::vector<Kept> others;
-  for (int64_t k = 0; k < in.count(); ++k) others.emplace_back(in.of_rows(k) ? 0 : groups * call.other, none, empty_count(k));
-  const auto finish = [&](int64_t k, T top, double sum, double count, int64_t i) {
-    T* value = found[2 * k].template mutable_data_ptr<T>();
-    if (in.reduce(k) == PairReduce::kMax) value[i] = top;
-    else if (in.reduce(k) == PairReduce::kSum) value[i] = static_cast<T>(sum);
-    else value[i] = count == 0 || top == none ? none : static_cast<T>(static_cast<double>(top) + std::log(sum));
-    found[2 * k + 1].template mutable_data_ptr<T>()[i] = static_cast<T>(count);
-  };
+  std::vector<Kept<T>> others;
+  for (int64_t k = 0; k < in.count(); ++k) others.emplace_back(in.of_rows(k) ? 0 : groups * call.other, empty_count(in, k));
   each_item(groups, [&](int64_t begin, int64_t end) {
     const Products products;
     Scores<T> products_of(in.scored_a, in.scored_b);
-    std::vector<T> scores(kOther * kPairLanes);
+    const Tensor scores = buffer<T>(kOther * kPairLanes);
+    const auto place = [&](PairTile& tile, size_t) {
+      T* const to = kept_tile<T>(scores_kept, tile);
+      tile.scores = to ? to : scores.mutable_data_ptr<T>();
+    };
     for (int64_t group = begin; group < end; ++group) {
-      for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; ++block) {
-        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
-        products_of.pack(tile);
-        std::vector<Kept> own;
-        std::array<PairSums, kMaxPairTerms> sums;
-        for (int64_t k = 0; k < in.count(); ++k) {
-          own.emplace_back(kPairLanes, none, empty_count(k));
-          Kept& kept = in.of_rows(k) ? own[k] : others[k];
-          const int64_t from = in.of_rows(k) ? 0 : group * call.other;
-          sums[k] = {kept.top.data() + from, kept.sum.data() + from, kept.count.data() + from};
-        }
-        for (; tile.other_begin < call.other; tile.other_begin += kOther) {
-          tile.other_count = std::min(kOther, call.other - tile.other_begin);
-          if (T* to = kept_tile<T>(scores_kept, tile)) tile.scores = to;
-          products_of.multiply_tile(tile);
-          kernels->pair_forward(call, scalar, tile, sums.data());
-        }
-        for (int64_t k = 0; k < in.count(); ++k) {
-          for (int64_t i = 0; in.of_rows(k) && i < tile.own_count; ++i) {
-            finish(k, own[k].top[i], own[k].sum[i], own[k].count[i], tile.own_begin + i);
-          }
-        }
-      }
+      each_together(group * blocks / groups, (group + 1) * blocks / groups, [&](int64_t first, int64_t last) {
+        gather_blocks(in, call, products_of, first, last, others, group * call.other, found, place);
+      });
     }
   });
   for (int64_t k = 0; k < in.count(); ++k) {
     if (in.of_rows(k)) continue;
-    const Kept& kept = others[k];
+    const Kept<T>& kept = others[k];
     each_piece(call.other, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         T top = none;
-        double sum = 0, count = empty_count(k);
+        double sum = 0, count = empty_count(in, k);
         for (int64_t at = j; at < groups * call.other; at += call.other) {
           if (kept.top[at] > top || std::isnan(kept.top[at])) {
             sum *= top == none ? 0.0 : std::exp(static_cast<double>(top) - static_cast<double>(kept.top[at]));
@@ -274,10 +326,20 @@ void forward(const Inputs& in, std::vector<Tensor>& found, const Tensor& scores_
           else if (kept.top[at] != none) sum += kept.sum[at] * std::exp(static_cast<double>(kept.top[at]) - static_cast<double>(top));
           if (in.reduce(k) != PairReduce::kMax) count += kept.count[at];
         }
-        finish(k, top, sum, count, j);
+        finish(in, found, k, top, sum, count, j);
       }
     });
   }
+}
+
+// The uninitialised statistics of every term.
+std::vector<Tensor> make_statistics(const Inputs& in, const Tensor& like) {
+  std::vector<Tensor> found;
+  for (int64_t k = 0; k < in.count(); ++k) {
+    const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
+    for (int i = 0; i < 2; ++i) found.push_back(at::empty({size}, like.options().dtype(in.type)));
+  }
+  return found;
 }
 
 std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const OptionalTensor& row_bias,
@@ -287,11 +349,7 @@ std::vector<Tensor> pair_forward(const Tensor& a, const OptionalTensor& b, const
                                  at::ArrayRef<double> constants, int64_t keep) {
   const Inputs in =
       describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, true);
-  std::vector<Tensor> found;
-  for (int64_t k = 0; k < in.count(); ++k) {
-    const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
-    for (int i = 0; i < 2; ++i) found.push_back(at::empty({size}, a.options().dtype(in.type)));
-  }
+  std::vector<Tensor> found = make_statistics(in, a);
   Tensor kept;
   TORCH_CHECK(keep >= 0, "pair engine: scores cannot be kept in ", keep, " bytes");
   if (keep) {
@@ -312,16 +370,19 @@ struct Wanted {
   Tensor other, other_bias;       // by strips of own rows
 };
 
-// Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set; of scores G,
-// which products with rows take: T, or bfloat16 if those of `in` are.
+// Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set, both sets' before
+// they are scaled; of scores G, which products with rows take: T, or bfloat16 if those of `in` are. Scores are those that were kept, or
+// computed again; or for the first time where the call's `statistics` are to be found too, all of rows.
 template <class T, class G>
-void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget, const Tensor& scores_kept) {
+void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget, const Tensor& scores_kept,
+              std::vector<Tensor>* statistics) {
   constexpr bool kRounds = !std::is_same_v<T, G>;
   const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
   const G* a = (own_is_row ? in.a : in.b).template const_data_ptr<G>();
   const G* b = (own_is_row ? in.b : in.a).template const_data_ptr<G>();
   const int64_t features = call.features;
   const bool want_other = wanted.other.defined() || wanted.other_bias.defined();
+  const bool in_strip = want_other && !kRounds;  // scores become gradients where products of the other set take them from
   const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(G)));
   const int64_t all = (call.own + kPairLanes - 1) / kPairLanes;
   const int64_t fit = std::max<int64_t>(1, budget / (row_bytes * kPairLanes)), strips = (all + fit - 1) / fit;
@@ -329,10 +390,11 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, (own_is_row ? in.a : in.b).options()) : Tensor();
   if (want_other) advise_huge_pages(kept);
   G* const products = want_other ? kept.template mutable_data_ptr<G>() : nullptr;
-  // part (count, features) = gradients (count, k) times rows
-  const auto multiply_rows = [&](int64_t count, int64_t k, const G* gradients, int64_t stride, const G* rows, T* part) {
-    if constexpr (kRounds) multiply_pairs(count, features, k, gradients, stride, rows, features, part, features);
-    else multiply<T>(count, features, k, gradients, stride, rows, features, part, features);
+  const PairCall scoring = statistics ? forward_call(in) : call;
+  // to (count, features) += gradients (count, k) times rows
+  const auto add_rows = [&](int64_t count, int64_t k, const G* gradients, int64_t stride, const G* rows, T* to) {
+    if constexpr (kRounds) multiply_pairs(count, features, k, gradients, stride, rows, features, to, features, true);
+    else multiply<T>(count, features, k, gradients, stride, rows, features, to, features, true);
   };
   std::vector<double> other_bias(wanted.other_bias.defined() ? call.other : 0, 0.0);
   for (int64_t first = 0; first < all; first += strip) {
@@ -340,67 +402,79 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
     each_item(last - first, [&](int64_t begin, int64_t end) {
       const Products guard;
       Scores<T> products_of(own_is_row ? in.scored_a : in.scored_b, own_is_row ? in.scored_b : in.scored_a);
-      const bool in_strip = want_other && !kRounds;  // scores become gradients where products of the other set take them from
-      std::vector<T> scores(in_strip ? 0 : kOther * kPairLanes), gradient(kOther * kPairLanes);
-      std::vector<T> turned(kOther * kPairLanes), part(wanted.own.defined() ? features * kPairLanes : 0);
-      std::vector<G> rounded(kRounds ? kOther * kPairLanes : 0);
-      for (int64_t block = first + begin; block < first + end; ++block) {
-        PairTile tile{scores.data(), kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
-        tile.finished = kept_tile<T>(scores_kept, tile) != nullptr;
-        if (!tile.finished) products_of.pack(tile);
-        std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1> sums{};
-        PairGradients gradients{wanted.own_bias.defined() ? sums[0].data() : nullptr, {}};
-        for (int k = 0; k < call.terms; ++k) gradients.own_param[k] = wanted.own_param[k].defined() ? sums[k + 1].data() : nullptr;
-        T* own = wanted.own.defined() ? wanted.own.mutable_data_ptr<T>() + tile.own_begin * features : nullptr;
-        for (; tile.other_begin < call.other; tile.other_begin += kOther) {
-          tile.other_count = std::min(kOther, call.other - tile.other_begin);
-          G* const of_strip = want_other ? products + tile.other_begin * strip * kPairLanes + (block - first) * kPairLanes : nullptr;
-          if (in_strip) {
-            tile.stride = strip * kPairLanes;
-            tile.scores = of_strip;
-          }
-          T* scored = static_cast<T*>(tile.scores);
-          if (const T* from = kept_tile<T>(scores_kept, tile)) {
-            for (int64_t j = 0; j < tile.other_count; ++j) std::copy_n(from + j * kPairLanes, kPairLanes, scored + j * tile.stride);
-          } else {
-            products_of.multiply_tile(tile);
-          }
-          kernels->pair_backward(call, scalar, tile, gradient.data(), gradients);
-          if constexpr (kRounds) {
-            if (want_other) kernels->pair_round(scored, tile.other_count, kPairLanes, tile.own_count, of_strip, strip * kPairLanes);
-          }
-          if (!own) continue;
-          kernels->pair_turn(scalar, scored, tile.other_count, kPairLanes, tile.stride, turned.data(), kOther);
-          const G* taken;
-          if constexpr (kRounds) {
-            kernels->pair_round(turned.data(), tile.own_count, kOther, tile.other_count, rounded.data(), kOther);
-            taken = rounded.data();
-          } else {
-            taken = turned.data();
-          }
-          multiply_rows(tile.own_count, tile.other_count, taken, kOther, b + tile.other_begin * features, part.data());
-          kernels->pair_add(scalar, part.data(), tile.own_count * features, call.scale, own);
+      const int64_t buffered = statistics ? std::max(call.other, kOther) : kOther;  // rows of the other set, of each block
+      const Tensor scores = buffer<T>(in_strip ? 0 : std::min(kTogether, end - begin) * buffered * kPairLanes);
+      const Tensor gradient = buffer<T>(kOther * kPairLanes), turned = buffer<T>(kOther * kPairLanes);
+      const Tensor rounded = buffer<G>(kRounds ? kOther * kPairLanes : 0);
+      std::vector<Kept<T>> no_others(in.count(), Kept<T>(0, 0));
+      const auto of_strip = [&](const PairTile& tile) {
+        return products + tile.other_begin * strip * kPairLanes + (tile.own_begin - first * kPairLanes);
+      };
+      const auto place = [&](PairTile& tile, size_t i) {
+        tile.stride = in_strip ? strip * kPairLanes : kPairLanes;
+        if constexpr (!kRounds) tile.scores = in_strip ? of_strip(tile) : nullptr;
+        if (!in_strip) tile.scores = scores.mutable_data_ptr<T>() + (i * buffered + (statistics ? tile.other_begin : 0)) * kPairLanes;
+      };
+      each_together(first + begin, first + end, [&](int64_t from, int64_t to) {
+        if (statistics) gather_blocks(in, scoring, products_of, from, to, no_others, 0, *statistics, place);
+        std::vector<PairTile> tiles;
+        std::array<std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1>, kTogether> sums{};
+        std::array<PairGradients, kTogether> gradients;
+        for (int64_t block = from; block < to; ++block) {
+          const int64_t i = block - from;
+          tiles.push_back(tile_of(call, block));
+          tiles[i].finished = statistics || kept_tile<T>(scores_kept, tiles[i]);
+          if (!tiles[i].finished) products_of.pack(tiles[i], i);
+          gradients[i].own_bias = wanted.own_bias.defined() ? sums[i][0].data() : nullptr;
+          for (int k = 0; k < call.terms; ++k) gradients[i].own_param[k] = wanted.own_param[k].defined() ? sums[i][k + 1].data() : nullptr;
         }
-        const auto write = [&](const Tensor& to, const std::array<double, kPairLanes>& from) {
-          if (!to.defined()) return;
-          T* at = to.mutable_data_ptr<T>() + tile.own_begin;
-          for (int64_t i = 0; i < tile.own_count; ++i) at[i] += static_cast<T>(from[i]);
-        };
-        write(wanted.own_bias, sums[0]);
-        for (int k = 0; k < call.terms; ++k) write(wanted.own_param[k], sums[k + 1]);
-      }
+        for (int64_t other = 0; other < call.other; other += kOther) {
+          for (size_t i = 0; i < tiles.size(); ++i) {
+            PairTile& tile = tiles[i];
+            tile.other_begin = other;
+            tile.other_count = std::min(kOther, call.other - other);
+            place(tile, i);
+            T* scored = static_cast<T*>(tile.scores);
+            if (const T* kept_at = kept_tile<T>(scores_kept, tile)) {
+              for (int64_t j = 0; j < tile.other_count; ++j) std::copy_n(kept_at + j * kPairLanes, kPairLanes, scored + j * tile.stride);
+            } else if (!statistics) {
+              products_of.multiply_tile(tile, i);
+            }
+            kernels->pair_backward(call, scalar, tile, gradient.mutable_data_ptr<T>(), gradients[i]);
+            if constexpr (kRounds) {
+              if (want_other) kernels->pair_round(scored, tile.other_count, kPairLanes, tile.own_count, of_strip(tile), strip * kPairLanes);
+            }
+            if (!wanted.own.defined()) continue;
+            T* const columns = turned.mutable_data_ptr<T>();
+            kernels->pair_turn(scalar, scored, tile.other_count, kPairLanes, tile.stride, columns, kOther);
+            if constexpr (kRounds) {
+              kernels->pair_round(columns, tile.own_count, kOther, tile.other_count, rounded.mutable_data_ptr<G>(), kOther);
+            }
+            add_rows(tile.own_count, tile.other_count, (kRounds ? rounded : turned).template const_data_ptr<G>(), kOther, b + other * features,
+                     wanted.own.mutable_data_ptr<T>() + tile.own_begin * features);
+          }
+        }
+        for (size_t i = 0; i < tiles.size(); ++i) {
+          const auto write = [&](const Tensor& to, const std::array<double, kPairLanes>& from) {
+            if (!to.defined()) return;
+            T* at = to.mutable_data_ptr<T>() + tiles[i].own_begin;
+            for (int64_t row = 0; row < tiles[i].own_count; ++row) at[row] += static_cast<T>(from[row]);
+          };
+          write(wanted.own_bias, sums[i][0]);
+          for (int k = 0; k < call.terms; ++k) write(wanted.own_param[k], sums[i][k + 1]);
+        }
+      });
     });
     if (!want_other) continue;
     const int64_t rows = std::min(call.own, last * kPairLanes) - first * kPairLanes, stride = strip * kPairLanes;
     each_item((call.other + kPairLanes - 1) / kPairLanes, [&](int64_t begin, int64_t end) {
       const Products guard;
-      std::vector<T> part(wanted.other.defined() ? features * kPairLanes : 0);
       for (int64_t j = begin * kPairLanes; j < std::min(call.other, end * kPairLanes); j += kPairLanes) {
         const int64_t count = std::min(kPairLanes, call.other - j);
         const G* by = products + j * stride;
         for (int64_t i = 0; wanted.other.defined() && i < rows; i += kOther) {
-          multiply_rows(count, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features, part.data());
-          kernels->pair_add(scalar, part.data(), count * features, call.scale, wanted.other.mutable_data_ptr<T>() + j * features);
+          add_rows(count, std::min(kOther, rows - i), by + i, stride, a + (first * kPairLanes + i) * features,
+                   wanted.other.mutable_data_ptr<T>() + j * features);
         }
         for (int64_t k = 0; wanted.other_bias.defined() && k < count; ++k) {
           for (int64_t i = 0; i < rows; ++i) other_bias[j + k] += static_cast<double>(by[k * stride + i]);
@@ -411,28 +485,24 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   for (size_t j = 0; j < other_bias.size(); ++j) wanted.other_bias.mutable_data_ptr<T>()[j] = static_cast<T>(other_bias[j]);
 }
 
-std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const std::vector<Tensor>& statistics, const Tensor& a,
-                                  const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
-                                  const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
-                                  const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
-                                  double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
-                                  int64_t memory_budget, const OptionalTensor& kept) {
-  const Inputs in =
-      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, false);
-  const int64_t count = in.count();
-  TORCH_CHECK(static_cast<int64_t>(grads.size()) == count && static_cast<int64_t>(statistics.size()) == count &&
-                  static_cast<int64_t>(want.size()) == 4 + 2 * count,
-              "pair engine: wanted ", count, " gradients and statistics, got ", grads.size(), " and ", statistics.size());
-  std::vector<Tensor> upstream(count);
-  for (int64_t k = 0; k < count; ++k) {
+// What each term is given, of its side's size: get(term) of a list of this length. Undefined of a maximum, and where nothing is given.
+template <class Get>
+std::vector<Tensor> of_terms(const Inputs& in, const char* name, size_t length, const Get& get) {
+  TORCH_CHECK(static_cast<int64_t>(length) == in.count(), "pair engine: wanted ", name, " of each of ", in.count(), " terms, got ", length);
+  std::vector<Tensor> found;
+  for (int64_t k = 0; k < in.count(); ++k) {
     const int64_t size = (in.of_rows(k) ? in.scored_a : in.scored_b).size(0);
-    if (in.reduce(k) == PairReduce::kMax) continue;
-    upstream[k] = checked("an upstream gradient", grads.get(k), in.type, size);
-    checked("a statistic", statistics[k], in.type, size);
+    found.push_back(in.reduce(k) == PairReduce::kMax ? Tensor() : checked(name, get(k), in.type, size));
   }
-  TORCH_CHECK(!kept || (kept->dim() == 3 && kept->size(1) == in.scored_b.size(0) && kept->size(2) == kPairLanes && kept->is_contiguous() &&
-                        kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
-              in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
+  return found;
+}
+
+// Gradients by both sets, both biases and the terms' parameters, of the accumulation type, undefined where not wanted; from upstream
+// gradients of the terms and their statistics, which are found first where no scores are `kept` and that is asked for.
+std::vector<Tensor> differentiate(const Inputs& in, const std::vector<Tensor>& upstream, const std::vector<Tensor>& statistics,
+                                  const c10::List<bool>& want, int64_t memory_budget, const Tensor& kept, std::vector<Tensor>* find) {
+  const int64_t count = in.count();
+  TORCH_CHECK(static_cast<int64_t>(want.size()) == 4 + 2 * count, "pair engine: wanted ", 4 + 2 * count, " flags, got ", want.size());
   const auto zeros = [&](bool wanted, const Tensor& like) {
     if (!wanted || !like.defined()) return Tensor();
     const Tensor made = at::empty(like.sizes(), like.options().dtype(in.type));
@@ -460,10 +530,10 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
         wanted.own_param.push_back(by_params[2 * k + !as_row]);
       }
     }
-    const Tensor scores = own_is_row ? kept.value_or(Tensor()) : Tensor();
-    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, memory_budget, scores);
+    const Tensor scores = own_is_row ? kept : Tensor();
+    if (in.rounds) return backward<float, at::BFloat16>(call, in, own_is_row, wanted, memory_budget, scores, own_is_row ? find : nullptr);
     AT_DISPATCH_FLOATING_TYPES(in.type, "pair_backward", [&] {
-      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, memory_budget, scores);
+      backward<scalar_t, scalar_t>(call, in, own_is_row, wanted, memory_budget, scores, own_is_row ? find : nullptr);
     });
   };
   // A column's parameter has a gradient of its own sweep; that of the columns alone needs no strips.
@@ -473,11 +543,53 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
     Wanted columns{};
     sweep(false, columns);
   }
+  for (const Tensor& by : {by_a, by_b}) {
+    if (by.defined() && in.scale != 1) by.mul_(in.scale);
+  }
   std::vector<Tensor> found = {by_a, by_b, by_row_bias, by_column_bias};
   found.insert(found.end(), by_params.begin(), by_params.end());
+  return found;
+}
+
+std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const std::vector<Tensor>& statistics, const Tensor& a,
+                                  const OptionalTensor& b, const OptionalTensor& row_bias, const OptionalTensor& column_bias,
+                                  const OptionalTensor& row_label, const OptionalTensor& column_label, const OptionalTensor& codes,
+                                  const c10::List<OptionalTensor>& params, std::optional<int64_t> skip, double scale, int64_t transform,
+                                  double cap, at::ArrayRef<int64_t> terms, at::ArrayRef<double> constants, const c10::List<bool>& want,
+                                  int64_t memory_budget, const OptionalTensor& kept) {
+  const Inputs in =
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, false);
+  TORCH_CHECK(!kept || (kept->dim() == 3 && kept->size(1) == in.scored_b.size(0) && kept->size(2) == kPairLanes && kept->is_contiguous() &&
+                        kept->scalar_type() == in.type), "pair engine: kept scores must be contiguous ", in.type, " (blocks, ",
+              in.scored_b.size(0), ", ", kPairLanes, "), got ", kept ? kept->sizes() : at::IntArrayRef());
+  const auto upstream = of_terms(in, "an upstream gradient", grads.size(), [&](int64_t k) { return grads.get(k); });
+  const auto values = of_terms(in, "a statistic", statistics.size(), [&](int64_t k) { return OptionalTensor(statistics[k]); });
+  std::vector<Tensor> found = differentiate(in, upstream, values, want, memory_budget, kept.value_or(Tensor()), nullptr);
   for (size_t k = 0; k < found.size(); ++k) {
     if (!found[k].defined()) found[k] = at::empty({0}, a.options());
     else if (k < 2 && a.scalar_type() != in.type) found[k] = copied(found[k], a.scalar_type());
+  }
+  return found;
+}
+
+// Value and count of every term, and the gradients of the sum of what the rows' statistics are weighted with; of the accumulation type.
+std::vector<Tensor> pair_sum(const c10::List<OptionalTensor>& weights, const Tensor& a, const OptionalTensor& b,
+                             const OptionalTensor& row_bias, const OptionalTensor& column_bias, const OptionalTensor& row_label,
+                             const OptionalTensor& column_label, const OptionalTensor& codes, const c10::List<OptionalTensor>& params,
+                             std::optional<int64_t> skip, double scale, int64_t transform, double cap, at::ArrayRef<int64_t> terms,
+                             at::ArrayRef<double> constants, const c10::List<bool>& want, int64_t memory_budget) {
+  const Inputs in =
+      describe(a, b, row_bias, column_bias, row_label, column_label, codes, params, skip, scale, transform, cap, terms, constants, false);
+  TORCH_CHECK(!in.itself, "pair engine: the gradient of a set compared with itself needs the statistics of all rows first");
+  for (int64_t k = 0; k < in.count(); ++k) {
+    TORCH_CHECK(in.of_rows(k) && !(5 + 2 * k < static_cast<int64_t>(want.size()) && want[5 + 2 * k]),
+                "pair engine: weighted sums are of rows, and a column's parameter has no gradient of them");
+  }
+  std::vector<Tensor> found = make_statistics(in, a), values;
+  for (int64_t k = 0; k < in.count(); ++k) values.push_back(found[2 * k]);
+  const auto upstream = of_terms(in, "a weight", weights.size(), [&](int64_t k) { return weights.get(k); });
+  for (Tensor& by : differentiate(in, upstream, values, want, memory_budget, {}, &found)) {
+    found.push_back(by.defined() ? by : at::empty({0}, a.options().dtype(in.type)));
   }
   return found;
 }
@@ -488,4 +600,5 @@ std::vector<Tensor> pair_backward(const c10::List<OptionalTensor>& grads, const 
 TORCH_LIBRARY_IMPL(fastloss, CPU, m) {
   m.impl("pair_forward.cpu", fastloss::pair_forward);
   m.impl("pair_backward.cpu", fastloss::pair_backward);
+  m.impl("pair_sum.cpu", fastloss::pair_sum);
 }

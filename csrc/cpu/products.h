@@ -6,6 +6,7 @@
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 
@@ -52,9 +53,9 @@ inline bool has_bfloat16_products() {
 #endif
 }
 
-// Whether torch's own products of float32 may round to bfloat16: torch.backends.mkldnn.matmul.fp32_precision.
+// Whether gradients of scores of bfloat16 rows may be rounded to bfloat16: unless torch.backends.mkldnn.matmul.fp32_precision is "ieee".
 inline bool may_round() {
-  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) == at::Float32Precision::BF16;
+  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) != at::Float32Precision::IEEE;
 }
 
 // A contiguous copy in a dtype.
@@ -70,18 +71,19 @@ inline Tensor by_pairs(const Tensor& rows) {
   return copied(even.view({even.size(0) / 2, 2, even.size(1)}).transpose(1, 2), rows.scalar_type());
 }
 
-// c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths.
+// c (m, n) = a (m, k) times b (k, n), all of them rows of the given lengths; or c += that.
 template <class T>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride) {
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+              bool adds = false) {
   if (k == 0) {  // which small products do not take
-    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * c_stride, n, T(0));
+    for (int64_t i = 0; i < m && !adds; ++i) std::fill_n(c + i * c_stride, n, T(0));
     return;
   }
 #ifdef CPUBLAS_BRGEMM_F32F32F32
   if constexpr (std::is_same_v<T, float>) {
     if (has_small_products()) {
       for (int64_t i = 0; i < n; i += kProductColumns) {
-        at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k, a_stride, b_stride, c_stride, false, a, b + i, c + i, false);
+        at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k, a_stride, b_stride, c_stride, adds, a, b + i, c + i, false);
       }
       return;
     }
@@ -91,16 +93,17 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, con
     return at::from_blob(const_cast<T*>(data), {rows, columns}, {stride, 1}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
   };
   Tensor out = view(c, m, n, c_stride);
-  at::cpu::mm_out(out, view(a, m, k, a_stride), view(b, k, n, b_stride));
+  if (adds) at::cpu::addmm_out(out, out, view(a, m, k, a_stride), view(b, k, n, b_stride));
+  else at::cpu::mm_out(out, view(a, m, k, a_stride), view(b, k, n, b_stride));
 }
 
 // The same of bfloat16 numbers with sums in float32, where has_bfloat16_products(); b is by pairs of rows, and an odd last column of a has
 // zeros behind it.
 inline void multiply_pairs(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t a_stride, const at::BFloat16* b,
-                           int64_t b_stride, float* c, int64_t c_stride) {
+                           int64_t b_stride, float* c, int64_t c_stride, bool adds = false) {
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
   for (int64_t i = 0; i < n; i += kProductColumns) {
-    at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k + k % 2, a_stride, b_stride, c_stride, false, a, b + 2 * i, c + i,
+    at::native::cpublas::brgemm(m, std::min(kProductColumns, n - i), k + k % 2, a_stride, b_stride, c_stride, adds, a, b + 2 * i, c + i,
                                 true);
   }
 #endif

@@ -13,6 +13,7 @@ from torch.overrides import has_torch_function_variadic
 from .. import _checks
 from ..engine import accumulate_dtype, is_sharded, over_group, overridden, without_autocast
 from ..pair import Scores, Statistic, Term, pair_statistics
+from ..pair_sum import pair_sum
 from ..registry import register
 from .classification import cross_entropy
 
@@ -237,49 +238,78 @@ def _by_statistics(
     if mixed:  # two gradients reach the linear layer: they are added before they are rounded
         x, linear_weight = x.to(wide), linear_weight.to(wide)
     bias = None if linear_bias is None else linear_bias.to(wide) * scale
+    weight = None if weight is None else weight.to(wide)
     label, counts = _labels(target, classes, ignore_index, soft)
+    parts = [x] if shard is None else shard.shared(x)
+    if mixed and shard is not None:  # as these are what another gradient reaches
+        x = torch.cat(parts)
 
-    terms = [Term("lse"), Term("sum", "positive")]
-    if smoothing and not mixed:
-        terms.append(Term("sum"))
+    # The loss of a row is the sum of statistics with these weights, less what is expected of its logits beside them.
+    terms, expected = [Term("lse"), Term("sum", "positive")], None
+    if soft:
+        q = target.to(wide) * (1 - smoothing) + smoothing / classes
+        q = q if weight is None else q * weight
+        known, each, expected = counts, q.sum(1), _expected(x, linear_weight, bias, q, scale)
+        weights, divisor = [each, None], each.new_full((), len(each))
+    else:
+        known = counts & (label < classes)
+        each = known.to(wide) if weight is None else torch.where(known, weight[torch.where(known, label, 0)], 0.0)
+        weights, divisor = [each, (smoothing - 1) * each], each.sum()
+        if smoothing and mixed:
+            shares = smoothing / classes * weight
+            expected = _expected(x, linear_weight, bias, shares[first : first + len(linear_weight)].unsqueeze(0), scale)
+            expected = expected if shard is None else shard.sum(expected)
+            weights[0] = (1 - smoothing) * each + shares.sum()
+        elif smoothing:
+            terms.append(Term("sum"))
+            weights.append(-smoothing / classes * each)
     if settings["return_accuracy"]:
         terms.append(Term("max"))
+    factor = _factor(divisor, settings)
+
     cap = settings["softcap"]
     transform = "none" if cap is None else "softcap", 1.0 if cap is None else float(cap)
     index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
-    parts = [x] if shard is None else shard.shared(x)
-    each = memory_budget if len(parts) == 1 or memory_budget is None else memory_budget // len(parts)
-    if mixed and shard is not None:  # another gradient reaches them
-        x = torch.cat(parts)
-    found = [
-        pair_statistics(NAME, Scores(part, linear_weight, None, bias, scale, *transform), terms, (own, index), backend=backend,
-                        memory_budget=each)
-        for part, own in zip(parts, label.split([len(part) for part in parts]))
-    ]
-    found = found[0] if len(parts) == 1 else [Statistic(*(torch.cat(t) for t in zip(*each))) for each in zip(*found)]
-    lse, hit, *rest = found if shard is None else shard.merged(terms, found)
-    z = lse.value
-    weight = None if weight is None else weight.to(z.dtype)
-    if soft:
-        q = target.to(z.dtype) * (1 - smoothing) + smoothing / classes
-        q = q if weight is None else q * weight
-        rows = z * q.sum(1) - _expected(x, linear_weight, bias, q, scale)
-        divisor = None
+    scores = [Scores(part, linear_weight, None, bias, scale, *transform) for part in parts]
+    linear = not settings["z_loss"] and not settings["return_lse"] and not any(w is not None and w.requires_grad for w in weights)
+    if linear and settings["reduction"] != "none" and shard is None:
+        weights = [None if w is None else torch.where(known, w * factor, 0.0) for w in weights]
+        loss, found = pair_sum(NAME, *scores, terms, weights, (label, index), backend=backend, memory_budget=memory_budget)
+        rows = torch.where(known, 0.0, torch.where(counts, math.nan, 0.0))
+        rows = rows if expected is None else rows - torch.where(known, expected, 0.0)
+        loss = loss + factor * rows.sum()
     else:
-        rows, divisor = _of_index(target, counts, z, hit, weight)
-        if smoothing and mixed:
-            expected = _expected(x, linear_weight, bias, weight[first : first + len(linear_weight)].unsqueeze(0), scale)
-            expected = expected if shard is None else shard.sum(expected)
-            rows = rows * (1 - smoothing) + smoothing / classes * (z * weight.sum() - expected)
-        elif smoothing:
-            rows = rows * (1 - smoothing) + smoothing * (z - rest[0].value / classes)
-    if settings["z_loss"]:
-        rows = rows + settings["z_loss"] * z.square()
-    rows = rows if soft else torch.where(counts, rows, 0.0)
-    extras = [z] if settings["return_lse"] else []
+        found = _statistics(scores, terms, label, index, memory_budget, backend, shard)
+        rows = sum(w * one.value for w, one in zip(weights, found) if w is not None)
+        rows = rows if expected is None else rows - expected
+        rows = rows + settings["z_loss"] * found[0].value.square() if settings["z_loss"] else rows
+        rows = torch.where(known, rows, torch.where(counts, math.nan, 0.0))
+        loss = rows if settings["reduction"] == "none" else factor * rows.sum()
+    extras = [found[0].value] if settings["return_lse"] else []
     if settings["return_accuracy"]:
-        extras.append(((hit.value >= rest[-1].value) & counts).detach().to(z.dtype))
-    return _reduced(rows, divisor, settings), *extras
+        extras.append(((found[1].value >= found[-1].value) & counts).detach().to(wide))
+    return loss, *extras
+
+
+def _factor(divisor: Tensor, settings: dict) -> Tensor:
+    """What the sum of all rows is multiplied by; of a mean that divides by 0 NaN, or 0 where that is asked for."""
+    if settings["reduction"] != "mean":
+        return torch.ones_like(divisor)
+    return 1 / torch.where(divisor == 0, math.inf if settings["empty"] == "zero" else math.nan, divisor)
+
+
+def _statistics(
+    scores: Sequence[Scores], terms: Sequence[Term], label: Tensor, index: Tensor, memory_budget: int | None, backend: str | None,
+    shard: Shard | None,
+) -> list[Statistic]:
+    """Statistics of the rows of logits, which come in parts; of a shard of the classes those over all of them."""
+    each = memory_budget if len(scores) == 1 or memory_budget is None else memory_budget // len(scores)
+    found = [
+        pair_statistics(NAME, part, terms, (own, index), backend=backend, memory_budget=each)
+        for part, own in zip(scores, label.split([len(part.a) for part in scores]))
+    ]
+    found = found[0] if len(scores) == 1 else [Statistic(*(torch.cat(t) for t in zip(*each))) for each in zip(*found)]
+    return found if shard is None else shard.merged(terms, found)
 
 
 def _labels(target: Tensor, classes: int, ignore_index: int, soft: bool) -> tuple[Tensor, Tensor]:
@@ -297,22 +327,3 @@ def _expected(x: Tensor, linear_weight: Tensor, bias: Tensor | None, q: Tensor, 
     with without_autocast(x.device):
         found = scale * (x * (q @ linear_weight)).sum(1)
         return found if bias is None else found + q @ bias
-
-
-def _of_index(target: Tensor, counts: Tensor, z: Tensor, hit: Statistic, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A loss for each row, NaN of a label that no class has, and what a mean divides by."""
-    known = hit.count > 0
-    rows = torch.where(known, z - hit.value, torch.where(counts, math.nan, 0.0))
-    if weight is None:
-        return rows, counts.sum().to(z.dtype)
-    each = weight[torch.where(known, target.long(), 0)]
-    return rows * each, torch.where(counts, each, 0.0).sum()
-
-
-def _reduced(rows: Tensor, divisor: Tensor | None, settings: dict) -> Tensor:
-    if settings["reduction"] == "none":
-        return rows
-    if settings["reduction"] == "sum":
-        return rows.sum()
-    divisor = rows.new_full((), rows.numel()) if divisor is None else divisor
-    return rows.sum() / torch.where(divisor == 0, math.inf if settings["empty"] == "zero" else math.nan, divisor)
