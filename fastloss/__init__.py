@@ -2,8 +2,8 @@
 
 from . import functional, nn
 from ._backends import Explanation, current_backend, explain, use_backend
+from ._memory_budget import use_memory_budget
 from ._version import __version__
-from .pair import use_memory_budget
 from .patch import patch_torch, unpatch_torch
 
 __all__ = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 # They define the ops that the library implements.
-from . import assign, box, distance, divergence, elementwise, listed, margin, overlap, pair, row, sort, triplets  # noqa: F401
+from . import assign, box, distance, divergence, elementwise, listed, margin, overlap, pair, pair_sum, row, sort, triplets  # noqa: F401
 
 # torch's own choice, so that ATEN_CPU_CAPABILITY forces both; the first built library at or below it is taken.
 _ORDER = ("avx512", "avx2", "default")

@@ -7,8 +7,8 @@ gradients for random upstream gradients. An element passes when ::
 
 E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms
 that the element is summed from (``Call.scales``), and the last term is the rounding of the sum and of the result. So a backend may sum in
-another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them. Cases whose gradients of scores are
-rounded too (:attr:`fastloss.pair_cases.PairCase.precision`) may be off by what that rounding can do to each of the terms summed.
+another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them. Cases whose gradients of scores
+are rounded (:attr:`fastloss.pair_cases.PairCase.precision`) may be off by what that does to each of the terms summed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._memory_budget import use_memory_budget
 from .cases import EXTRAS, Call, Case
 from .engine import accumulate_dtype
-from .pair import use_memory_budget
 from .registry import LOSSES, Loss
 
 K = 4.0
@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Sizes(TorchDispatchMode):
-    """Makes products of matrices and sums those of absolute values: of the gradients of a formula, how large what they are summed from is."""
+    """Makes products of matrices and sums those of absolute values: of a formula's gradients, how large what they are summed from is."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.sum):

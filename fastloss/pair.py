@@ -12,8 +12,9 @@ for. Losses are a few lines of plain torch over these statistics, and what a sec
 negatives, say) goes into the next call as the parameter of a row or column, with its gradient.
 
 Scores and their gradients are of the accumulation dtype, and products exact to its rounding. They are less precise where torch's own may
-be: ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` lets Triton's kernels use TF32 for float32, and
-``torch.backends.mkldnn.matmul.fp32_precision = "bf16"`` lets the CPU round gradients of scores of bfloat16 rows to bfloat16.
+be: ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` lets Triton's kernels use TF32 for float32. Of bfloat16 rows a CPU that
+multiplies bfloat16 numbers itself rounds each score's gradient to bfloat16 before it is multiplied by rows, as torch's own backward does
+(which has rounded the scores too); ``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` leaves it as it is.
 
 Where `b` is left out, the set is compared with itself: the scores are symmetric, and one sweep gives the gradient of both roles.
 
@@ -23,8 +24,7 @@ Where `b` is left out, the set is compared with itself: the scores are symmetric
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ._backends import choose
 from ._checks import small_numbers
-from ._settings import Setting
+from ._memory_budget import room
 from .engine import accumulate_dtype, define, fast_apply, formula_backward, without_autocast
 
 REDUCES = ("sum", "lse", "max")
@@ -41,8 +41,6 @@ MASKS = ("all", "positive", "negative")
 TRANSFORMS = ("none", "clamp", "sqrt", "softcap")
 CONSTANTS = 4  # of a functor
 MOST_TERMS = 4  # of a call
-MEMORY_BUDGET = 2**26  # bytes
-KEEP = ("cpu",)  # backends that keep scores from the forward for the backward where `memory_budget` has room for them
 LANES = 64  # rows of a block of such scores
 LEAST_NORM = 1e-12  # that a row is divided by
 EXACT = 2**24  # whole numbers below this are floats
@@ -452,56 +450,6 @@ def dense_labels(rows: Tensor, columns: Tensor | None, dtype: torch.dtype) -> tu
     return (found, None) if columns is None else (found[: len(rows)], found[len(rows) :])
 
 
-_budget = Setting("fastloss_memory_budget", None)
-
-
-@contextlib.contextmanager
-def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
-    """Let losses over pairs of the block keep scores for their backward instead of computing them again, where they have room.
-
-    A loss over the pairs of two sets computes their scores twice, forward and backward, and stores none of them; with room for all of
-    them the backward has two products to do instead of three. This holds for losses over pairs of embeddings and for
-    :func:`fastloss.functional.linear_cross_entropy`, on the ``cpu`` backend, of one process. A loss that sweeps over several sets has the
-    bytes for each. Where :func:`torch.utils.checkpoint.checkpoint` computes the loss a second time, the backward belongs in the block too.
-
-    Args:
-        memory_budget: bytes, of which 64 MB, or half if that is less, are for gradients of scores inside the backward and the rest for
-            scores kept until then. None is what holds outside of any block: no scores, and 64 MB.
-
-    Raises:
-        ValueError: `memory_budget` is negative.
-        TypeError: `memory_budget` is neither an int nor None.
-
-    Example:
-        >>> import torch, fastloss
-        >>> image, text = (torch.nn.functional.normalize(torch.randn(8, 4), dim=1).requires_grad_() for _ in range(2))
-        >>> with fastloss.use_memory_budget(2**28):
-        ...     fastloss.functional.clip_loss(image, text, 10.0).backward()
-    """
-    with _budget.use(_checked_budget("use_memory_budget", memory_budget)):
-        yield
-
-
-def _checked_budget(name: str, memory_budget: int | None) -> int | None:
-    if memory_budget is None:
-        return None
-    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
-        raise TypeError(f"{name}: memory_budget must be an int or None, got {type(memory_budget).__name__}")
-    if memory_budget < 0:
-        raise ValueError(f"{name}: memory_budget must not be negative, got {memory_budget}")
-    return min(memory_budget, 2**62)  # what an operator takes
-
-
-def _room(name: str, backend: str, memory_budget: int | None, inputs: Sequence[Tensor | None]) -> tuple[int, int]:
-    """Bytes for scores that are kept for a backward, and for gradients of scores inside it, of which more than the default gain nothing."""
-    memory_budget = _budget.get() if memory_budget is None else _checked_budget(name, memory_budget)
-    if memory_budget is None:
-        return 0, MEMORY_BUDGET
-    differentiates = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    gradients = min(MEMORY_BUDGET, memory_budget // 2)
-    return memory_budget - gradients if backend in KEEP and differentiates else 0, gradients
-
-
 def pair_statistics(
     name: str,
     scores: Scores,
@@ -522,7 +470,7 @@ def pair_statistics(
         codes: uint8 (M, N), instead of labels: 1 for a positive pair, 2 for a negative one, 3 for both, 0 for a pair of no mask.
         skip: leave out the pairs with ``j - i == skip``; of a set compared with itself 0 or None.
         backend: as of every loss.
-        memory_budget: bytes, as of :func:`use_memory_budget`, for scores that are kept (on backends of :data:`KEEP`) and for gradients of
+        memory_budget: bytes, as of :func:`fastloss.use_memory_budget`, for scores that are kept and for gradients of
             scores; what has no room is computed again. Default: None, what holds in the block, else no scores and 64 MB.
 
     Returns:
@@ -576,7 +524,7 @@ def prepared_call(
     inputs = (scores.a, scores.b, *biases, row_label, column_label, codes, *params)
     if backend != "eager":
         inputs = tuple(None if t is None else t.contiguous() for t in inputs)
-    return PreparedCall(backend, settings, _room(name, backend, memory_budget, inputs), how, inputs)
+    return PreparedCall(backend, settings, room(name, backend, memory_budget, inputs), how, inputs)
 
 
 def _settings(terms: Sequence[Term], skip: int | None, *scores: object) -> tuple[Settings, list[Tensor | None]]:

@@ -129,7 +129,7 @@ class PairCall(PlainCall):
 
     def operators(self, backend: str) -> list[str] | None:
         """The operators that a forward and backward on a compiled backend run; None where another engine does."""
-        if self.case.loss == "linear_cross_entropy" and _is_one_sum(self, backend):
+        if backend in FUSED and self.case.loss in SUMS and SUMS[self.case.loss](self):
             return [f"pair_sum.{backend}"]
         forward, backward = CALLS.get(self.case.loss, lambda call: (1, 1))(self)
         if forward is None:
@@ -256,12 +256,17 @@ def _stores_logits(call: PairCall) -> bool:
     return bool(chosen.get("softcap") and chosen.get("label_smoothing") and "weight" in call.by_name)
 
 
-def _is_one_sum(call: PairCall, backend: str) -> bool:
-    """Whether the loss and its gradient are found together."""
+def _is_linear_in_statistics(call: PairCall) -> bool:
     chosen = call.options
     alone = chosen["reduction"] != "none" and not chosen["z_loss"] and "lse" not in call.case.extras
-    alone = alone and "weight" not in call.differentiable()
-    return alone and backend in FUSED and not _stores_logits(call)
+    return alone and "weight" not in call.differentiable() and not _stores_logits(call)
+
+
+# Losses that are found together with their gradient where a backend can, and when they are.
+SUMS: dict[str, Callable[[PairCall], bool]] = {
+    "linear_cross_entropy": _is_linear_in_statistics,
+    "siglip": lambda call: call.case.reduction != "none" and call.case.shape[0] > 0,
+}
 
 
 def _normal(shape, generator, before) -> Tensor:

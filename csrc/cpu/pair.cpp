@@ -82,7 +82,8 @@ struct Mask {
 template <class T>
 bool is_empty(const PairCall& call, const PairTerm& term, const PairTile& tile) {
   if (term.mask != PairMask::kPositive || call.codes || !call.own_label) return false;
-  const T *own = static_cast<const T*>(call.own_label) + tile.own_begin, *other = static_cast<const T*>(call.other_label) + tile.other_begin;
+  const T* own = static_cast<const T*>(call.own_label) + tile.own_begin;
+  const T* other = static_cast<const T*>(call.other_label) + tile.other_begin;
   const auto [least, most] = std::minmax_element(other, other + tile.other_count);
   return std::none_of(own, own + tile.own_count, [&, least = *least, most = *most](T label) { return label >= least && label <= most; });
 }

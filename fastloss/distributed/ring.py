@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._backends import choose
+from .._memory_budget import MEMORY_BUDGET
 from ..engine import accumulate_dtype
 from ..pair import (
-    _BACKWARD, _FORWARD, MEMORY_BUDGET, MOST_TERMS, TRANSFORMS, Scores, Settings, Statistic, Term, _settings, dense_labels, formula, unpack,
+    _BACKWARD, _FORWARD, MOST_TERMS, TRANSFORMS, Scores, Settings, Statistic, Term, _settings, dense_labels, formula, unpack,
 )
 from .group import Group, first_derivative
 

@@ -11,6 +11,7 @@ from torch.overrides import has_torch_function_variadic
 from .. import _checks
 from ..engine import over_group, overridden
 from ..pair import Scores, Term, normalised, pair_statistics, softplus
+from ..pair_sum import pair_sum
 from ..plain import reduced, same_shape, widened
 from ..registry import register
 
@@ -285,10 +286,21 @@ def siglip_reduction(name: str, reduction: str) -> None:
         raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction; wanted 'batch_sum', 'mean', 'sum' or 'none'")
 
 
+_OTHERS = Term("sum", functor="softplus")  # of a row of SigLIP all pairs but its own
+
+
 def siglip_rows(
     a: Tensor, b: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float | None, offset: int = 0, backend: str | None = None
 ) -> Tensor:
     """The losses of rows `a` (N, D) of which i belongs to i + offset of `b` (M, D), in the dtype that sums are kept in."""
+    scores, matched = _siglip_scores(a, b, logit_scale, logit_bias, offset, backend)
+    return pair_statistics("siglip", scores, [_OTHERS], skip=offset, backend=backend)[0].value + softplus(-matched)
+
+
+def _siglip_scores(
+    a: Tensor, b: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float | None, offset: int, backend: str | None
+) -> tuple[Scores, Tensor]:
+    """The logits of all pairs, and those of the pairs that belong together."""
     _, (x, y) = widened("siglip", {"a": a, "b": b}, backend)
     x = x * factor("siglip", "logit_scale", logit_scale, x)
     matched, bias = (x * y[offset : offset + len(x)]).sum(1), None
@@ -296,8 +308,7 @@ def siglip_rows(
         bias = torch.as_tensor(factor("siglip", "logit_bias", logit_bias, x, positive=False), dtype=x.dtype, device=x.device)
         bias = bias.expand(len(x))
         matched = matched + bias
-    others = pair_statistics("siglip", Scores(x, y, bias), [Term("sum", functor="softplus")], skip=offset, backend=backend)[0].value
-    return others + softplus(-matched)
+    return Scores(x, y, bias), matched
 
 
 @register(
@@ -356,10 +367,12 @@ def siglip_loss(
     name = "siglip"
     siglip_reduction(name, reduction)
     dtype, (x, y) = embeddings_of(name, {"a": a, "b": b}, backend, "none")
-    rows = siglip_rows(x, y, logit_scale, logit_bias, 0, backend)
-    if reduction == "mean":
-        rows = rows / len(y)
-    return reduced(rows, "mean" if reduction == "batch_sum" else reduction, dtype)
+    if reduction == "none" or not len(x):
+        return reduced(siglip_rows(x, y, logit_scale, logit_bias, 0, backend), "mean" if reduction == "batch_sum" else reduction, dtype)
+    scores, matched = _siglip_scores(x, y, logit_scale, logit_bias, 0, backend)
+    each = len(x) ** -{"sum": 0.0, "batch_sum": 1.0, "mean": 2.0}[reduction]
+    others, _ = pair_sum(name, scores, [_OTHERS], [matched.new_full((len(x),), each)], skip=0, backend=backend)
+    return (others + each * softplus(-matched).sum()).to(dtype)
 
 
 @register(

@@ -54,11 +54,14 @@ def linear_cross_entropy(
 
     Drop-in for :func:`torch.nn.functional.linear_cross_entropy`. With :math:`z = W x + b`, scaled and capped as by
     :func:`fastloss.functional.cross_entropy`, a row's loss is :math:`-w_y (z_y - \log \sum_k e^{z_k})`. Tiles of logits are computed,
-    used and forgotten, forward and again backward, so new memory is the gradients and :math:`O(N)`, and `memory_budget` where it is given.
+    used and forgotten, so new memory is the gradients and :math:`O(N)`, and `memory_budget` where it is given. Where the loss is one
+    number, on the CPU, its gradients are found with it, by three products of matrices, and stand until the backward; with ``"none"``,
+    `z_loss`, `return_lse`, a gradient by class weights or probabilities, a `group`, and on GPUs, the backward computes logits again.
 
-    Logits and their gradients are float32, of half precision too. They are less precise where torch's own products may be: with
-    ``torch.backends.mkldnn.matmul.fp32_precision = "bf16"`` the CPU rounds gradients of logits to bfloat16 where hidden states are
-    bfloat16; with ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` Triton's kernels multiply float32 numbers in TF32.
+    Logits are float32, of half precision too, and so are their gradients, but that a CPU that multiplies bfloat16 numbers itself takes
+    those of bfloat16 hidden states rounded, which torch rounds together with the logits: ours come closer to the truth. With
+    ``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` they are exact, and the backward slower; with
+    ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` Triton's kernels multiply float32 numbers in TF32.
 
     Class probabilities take :math:`O(N C)` memory, as their target does. Softcapped logits with class probabilities, or with class
     weights and smoothing at once, and K-dimensional losses go by stored logits.
@@ -79,8 +82,8 @@ def linear_cross_entropy(
         return_lse: also return the log-partition of each row, differentiable.
         return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
-        memory_budget: bytes for ``"cpu"``, of which 64 MB, or half if that is less, are for gradients of logits in the backward and the
-            rest for logits that are kept until then; what has no room is computed again. Default: None, that of
+        memory_budget: bytes for ``"cpu"``, of which 64 MB, or half if that is less, are for gradients of logits while they are
+            multiplied, and the rest for logits that are kept until the backward where it would compute them again. Default: None, that of
             :func:`fastloss.use_memory_budget`, else no logits and 64 MB.
         group: processes over which the classes are spread, as for :func:`fastloss.functional.cross_entropy`: each has its rows of
             `linear_weight` and `linear_bias`, and all hidden states, targets and class weights. The gradient of `input` is the whole one
