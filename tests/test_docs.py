@@ -13,7 +13,7 @@ from fastloss.registry import LOSSES
 
 ENGINE = None
 OF_LOSSES = sorted({loss.function.__module__ for loss in LOSSES.values()})
-MODULES = ("fastloss._backends", "fastloss.pair", "fastloss.patch", "fastloss.self_distillation", *OF_LOSSES)
+MODULES = ("fastloss._backends", "fastloss._memory_budget", "fastloss.patch", "fastloss.self_distillation", *OF_LOSSES)
 
 
 @pytest.mark.parametrize("module", MODULES)
