@@ -1,6 +1,6 @@
 """Writes the generated parts of README.md: ``python -m bench.readme [RESULTS.json ...]``, from the registry and `python -m bench --json`.
 
-Of a row that several files have, the last one's is taken.
+Of a row that several files have, the last one's is taken; each machine has a table.
 """
 
 from __future__ import annotations
@@ -35,15 +35,24 @@ def _cell(row: dict, key: str, digits: str) -> str:
     return format(row[key], digits) if row.get(key) is not None else ""
 
 
-def merged(results: Sequence[dict]) -> dict:
-    """Several results as one, with the days of all; ValueError where machines or versions differ."""
-    about = [{key: each["machine"][key] for key in ("machine", "versions")} for each in results]
-    if any(one != about[0] for one in about):
-        raise ValueError("the results are of different machines or versions")
-    rows = {(row["name"], row["huge_pages"]): row for each in results for row in each["rows"]}
-    families = {(family["what"], family["dtype"]): family for each in results for family in each.get("families", ())}
-    machine = {**about[0], "date": " and ".join(sorted({each["machine"]["date"][:10] for each in results}))}
-    return {"machine": machine, "rows": list(rows.values()), "families": list(families.values())}
+def by_machine(results: Sequence[dict]) -> list[dict]:
+    """Several results as one for each machine with its versions, with the days of all that are left; of a row the last result's."""
+    last = {(row["name"], row["huge_pages"]): each for each in results for row in each["rows"]}
+    families = {(family["what"], family["dtype"]): each for each in results for family in each.get("families", ())}
+    groups: dict[str, dict] = {}
+    for each in results:
+        rows = [row for row in each["rows"] if last[row["name"], row["huge_pages"]] is each]
+        kept = [family for family in each.get("families", ()) if families[family["what"], family["dtype"]] is each]
+        if not rows and not kept:
+            continue
+        about = {key: each["machine"][key] for key in ("machine", "versions")}
+        group = groups.setdefault(json.dumps(about, sort_keys=True), {"machine": {**about, "date": set()}, "rows": [], "families": []})
+        group["machine"]["date"].add(each["machine"]["date"].split("T")[0])
+        group["rows"] += rows
+        group["families"] += kept
+    for group in groups.values():
+        group["machine"]["date"] = " and ".join(sorted(group["machine"]["date"]))
+    return list(groups.values())
 
 
 def result_table(results: dict) -> str:
@@ -51,10 +60,7 @@ def result_table(results: dict) -> str:
     machine, versions = results["machine"]["machine"], results["machine"]["versions"]
     lines = [
         f"{machine['processor']}, {machine['threads']}, {machine['instruction set of the cpu backend']}; torch {versions['torch']}, Python "
-        f"{versions['python']}; {results['machine']['date']}. Medians of forward + backward, both sides alternating in one process; "
-        "the floor is the bytes that must move over the copy bandwidth of the same run, or the operations of the products of matrices over "
-        "the rate of torch's own, whichever is longer; extra memory is the growth of the peak in a fresh process. A row without a "
-        "rival is of a loss whose few lines of plain torch are all that anybody runs.",
+        f"{versions['python']}; {results['machine']['date']}.",
         "",
         "| workload | ours ms | rival | its ms | times faster | compiled ms | times faster | % of floor | extra MB: ours, its | target |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -85,5 +91,6 @@ def replace_part(text: str, part: str, content: str) -> str:
 if __name__ == "__main__":
     text = replace_part(README.read_text(), "losses", loss_table())
     if len(sys.argv) > 1:
-        text = replace_part(text, "results", result_table(merged([json.loads(Path(file).read_text()) for file in sys.argv[1:]])))
+        results = by_machine([json.loads(Path(file).read_text()) for file in sys.argv[1:]])
+        text = replace_part(text, "results", "\n\n".join(map(result_table, results)))
     README.write_text(text)

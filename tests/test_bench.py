@@ -331,11 +331,14 @@ def test_readme_takes_the_last_of_a_row():
         return {"machine": {"date": f"{day}T01:02:03", "machine": machine, "versions": {"torch": torch, "python": "3"}}, "rows": rows}
 
     first, second = results("2026-01-02", 1.0, "ab"), results("2026-01-03", 2.0, "bc")
-    text = readme.result_table(readme.merged([first, second]))
-    assert "2026-01-02 and 2026-01-03. Medians" in text
+    (both,) = readme.by_machine([first, second])
+    text = readme.result_table(both)
+    assert "2026-01-02 and 2026-01-03." in text
     assert [line.split(" |")[:2] for line in text.splitlines()[4:]] == [["| a", " 1"], ["| b", " 2"], ["| c", " 2"]]
-    with pytest.raises(ValueError, match="different machines or versions"):
-        readme.merged([first, results("2026-01-03", 2.0, "c", torch="3")])
+    machines = readme.by_machine([first, results("2026-01-03", 3.0, "c", torch="3"), results("2026-01-04", 4.0, "a")])
+    assert [[(row["name"], row["ours_median_ms"]) for row in one["rows"]] for one in machines] == [[("b", 1.0), ("a", 4.0)], [("c", 3.0)]]
+    assert machines[0]["machine"]["date"] == "2026-01-02 and 2026-01-04"
+    assert len(readme.by_machine([first, results("2026-01-03", 3.0, "ab", torch="3")])) == 1
 
 
 def test_slope_of_cost_over_floor():

@@ -205,3 +205,17 @@ def test_bad_calls(operands, options, kind, words):
     assert type(raised.value) is kind
     for word in words:
         assert word in str(raised.value), str(raised.value)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_labels_that_no_class_has(backend, monkeypatch, reduction):
+    """Where nobody looks at them, as on a GPU: the row's loss is NaN, and it has no gradient."""
+    monkeypatch.setattr(fastloss._checks, "labels_in_range", lambda *given: None)
+    x, w, b, target, weight = layer()
+    for label in (-5, 6):
+        target[2] = label
+        for options in ({}, {"weight": weight}, {"label_smoothing": 0.1, "weight": weight}, {"z_loss": 0.1}):
+            found = ours.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, **options, backend=backend)
+            assert found.isnan().sum() == 1 and (reduction != "none" or found[2].isnan())
+            grad = torch.autograd.grad(found.nansum() if reduction == "none" else found, x)[0]
+            assert torch.equal(grad[1:3], torch.zeros(2, 5, dtype=grad.dtype)) and grad.isfinite().all()

@@ -174,8 +174,9 @@ void forward(const Inputs& in, std::vector<Tensor>& found, const Tensor& scores_
       T* const to = kept_tile<T>(scores_kept, tile);
       tile.scores = to ? to : scores.mutable_data_ptr<T>();
     };
-    for (int64_t group = begin; group < end; ++group) {
-      each_together(group * blocks / groups, (group + 1) * blocks / groups, [&](int64_t first, int64_t last) {
+    for (int64_t group = begin, next; group < end; group = next) {
+      next = any_other ? group + 1 : end;
+      each_together(group * blocks / groups, next * blocks / groups, [&](int64_t first, int64_t last) {
         gather_blocks(in, call, products_of, first, last, others, group * call.other, found, place);
       });
     }

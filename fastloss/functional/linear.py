@@ -255,7 +255,7 @@ def _by_statistics(
         known, each, expected = counts, q.sum(1), _expected(x, linear_weight, bias, q, scale)
         weights, divisor = [each, None], each.new_full((), len(each))
     else:
-        known = counts & (label < classes)
+        known = counts & (label >= 0) & (label < classes)
         each = known.to(wide) if weight is None else torch.where(known, weight[torch.where(known, label, 0)], 0.0)
         weights, divisor = [each, (smoothing - 1) * each], each.sum()
         if smoothing and mixed:
