@@ -29,7 +29,8 @@ def use_memory_budget(memory_budget: int | None) -> Iterator[None]:
 
     Args:
         memory_budget: bytes, of which 64 MB, or half if that is less, are for gradients of scores inside the backward and the rest for
-            scores kept until then. None is what holds outside of any block: no scores, and 64 MB.
+            scores kept until then; gradients of the scores of 256 rows have room always. None is what holds outside of any block: no
+            scores, and 64 MB.
 
     Raises:
         ValueError: `memory_budget` is negative.

@@ -207,6 +207,25 @@ def test_bad_calls(operands, options, kind, words):
         assert word in str(raised.value), str(raised.value)
 
 
+def test_backwards_of_one_graph(backend):
+    """Whatever is done to a gradient, the next one is not changed."""
+    x, w, *_, target, _ = layer(dtype=torch.float32)
+    loss = ours.linear_cross_entropy(x, w, target, backend=backend)
+    wanted = torch.autograd.grad(F.cross_entropy(x @ w.t(), target), (x, w))
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close((x.grad, w.grad), wanted)
+        x.grad.data.zero_()
+        w.grad.zero_()
+
+
+def test_weights_of_next_to_nothing(backend):
+    x, w, _, target, _ = layer(dtype=torch.float32)
+    tiny = torch.full((6,), 1e-40)
+    torch.testing.assert_close(ours.linear_cross_entropy(x, w, target, weight=tiny, backend=backend), ours.linear_cross_entropy(x, w, target),
+                               rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_labels_that_no_class_has(backend, monkeypatch, reduction):
     """Where nobody looks at them, as on a GPU: the row's loss is NaN, and it has no gradient."""

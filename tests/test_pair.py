@@ -176,6 +176,39 @@ def test_any_budget_gives_the_same(compiled, budget):
         check(case, torch.float64, compiled, memory_budget=budget)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_blocks_whose_scores_are_kept_beside_others(threads, dtype):
+    """Of blocks that go over the other set together any number may be kept."""
+    case = Pairs(520, 200, 6, (("lse", "all", "linear", "row", False, False), ("lse", "all", "linear", "column", False, False)), "none")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kept in range(1, 9):
+            budget = 2 * kept * 64 * 200 * accumulate_dtype(dtype).itemsize
+            grads, wanted = (evaluate(case, dtype, "cpu", memory_budget=room)[2] for room in (budget, None))
+            for name, grad in grads.items():
+                near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.01, "atol": 0.01}
+                torch.testing.assert_close(grad, wanted[name], **near)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_labels_that_are_no_number(backend):
+    """Equal none, and are in the way of none, wherever they stand."""
+    a = torch.randn(12, 4, dtype=torch.float64)
+    for place in range(12):
+        labels = torch.arange(12) % 3 + 0.0
+        labels[place] = torch.nan
+        terms = [Term("sum", "positive"), Term("sum", "positive", side="column")]
+        found = pair_statistics("pair", Scores(a, a + 1), terms, labels=(labels.double(), None), backend=backend)
+        same = labels.unsqueeze(0) == labels.unsqueeze(1)
+        scores = a @ (a + 1).t()
+        for dim, one in zip((1, 0), found):
+            torch.testing.assert_close(one.value, torch.where(same, scores, 0.0).sum(dim))
+            assert torch.equal(one.count, same.sum(dim).double())
+
+
 def test_kept_scores_are_what_the_backward_reads():
     assert unavailable("cpu", "cpu") is None  # which loads the operators
     a, b, bias = torch.randn(150, 8), torch.randn(300, 8), torch.randn(300)

@@ -1,6 +1,9 @@
-"""Weighted sums of statistics of rows: value and gradient as from the statistics themselves, and what stands between forward and backward."""
+"""Weighted sums of statistics of rows: value and gradient as from the statistics themselves, and what is kept until the backward."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +19,16 @@ OF_ROWS = [case for case in CASES if case.columns and all(side == "row" and not 
 
 
 def sum_of(case: Pairs, dtype: torch.dtype, backend: str, **options):
-    """The sum of a case with weights of which some are 0, its statistics, and its gradient for an upstream gradient of 0.3."""
+    """The sum of a case over rows of finite statistics, all statistics, and its gradient for an upstream gradient of 0.3."""
     scores, terms, more, leaves = case.build(dtype)
     generator = torch.Generator().manual_seed(case.seed + 1)
     wide = pair.accumulate_dtype(dtype)
-    weights = []
-    for term in terms:
-        (value,) = pair_statistics("pair", scores, [term], backend="eager", **more)
-        weight = torch.randn(case.rows, generator=generator) * (torch.arange(case.rows) % 3 > 0)
-        weights.append(None if term.reduce == "max" else torch.where(value.value.isfinite(), weight, 0.0).to(wide))
+    counts = torch.stack([one.value.isfinite() for one in pair_statistics("pair", scores, terms, backend="eager", **more)]).all(0)
+    weights = [None if term.reduce == "max" else torch.where(counts, torch.randn(case.rows, generator=generator), 0.0).to(wide)
+               for term in terms]
     if all(weight is None for weight in weights):
         return None
-    total, found = pair_sum("pair", scores, terms, weights, backend=backend, **more, **options)
+    total, found = pair_sum("pair", scores, terms, weights, counts, backend=backend, **more, **options)
     grads = torch.autograd.grad(0.3 * total, list(leaves.values()), allow_unused=True)
     assert not any(one.value.requires_grad or one.count.requires_grad for one in found)
     return total.detach(), found, {name: grad for name, grad in zip(leaves, grads) if grad is not None}
@@ -74,10 +75,12 @@ def test_strips_of_any_size_give_the_same(budget):
     torch.testing.assert_close(torch.autograd.grad(total, leaves), torch.autograd.grad(exact, leaves))
 
 
-def test_a_row_without_weight_adds_nothing(backend):
+def test_rows_that_do_not_count_add_nothing(backend):
+    """Others do, also where their weight is 0."""
     a, b = torch.tensor([[torch.inf, 1.0], [1.0, 2.0]]), torch.eye(2, requires_grad=True)
-    total, _ = pair_sum("pair", Scores(a, b), [Term("lse")], [torch.tensor([0.0, 1.0])], backend=backend)
-    assert torch.equal(total, torch.tensor([1.0, 2.0]).logsumexp(0))
+    for counts, wanted in ((torch.tensor([False, True]), torch.tensor([1.0, 2.0]).logsumexp(0)), (None, torch.tensor(torch.nan))):
+        total, _ = pair_sum("pair", Scores(a, b), [Term("lse")], [torch.tensor([0.0, 1.0])], counts, backend=backend)
+        torch.testing.assert_close(total, wanted, equal_nan=True)
 
 
 def test_one_operator_where_there_is_one():
@@ -91,8 +94,11 @@ def test_one_operator_where_there_is_one():
         return ran.ops
 
     assert operators(Scores(a, b), Term("lse")) == ["pair_sum.cpu"]
-    for scores, term, weight in ((Scores(a), Term("lse"), one), (Scores(a, b), Term("lse", side="column"), one[:7]),
-                                 (Scores(a, b), Term("sum", functor="relu", column=q), one), (Scores(a.detach(), b.detach()), Term("lse"), one)):
+    for scores, term, weight in (
+        (Scores(a), Term("lse"), one), (Scores(a, b), Term("lse", side="column"), one[:7]),
+        (Scores(a, b), Term("sum", functor="relu", column=q), one), (Scores(a.detach(), b.detach()), Term("lse"), one),
+        (Scores(a, b), Term("lse"), one.clone().requires_grad_()),
+    ):
         assert operators(scores, term, weight) == ["pair_forward.cpu"]
     with torch.no_grad():
         assert operators(Scores(a, b), Term("lse")) == ["pair_forward.cpu"]
@@ -107,7 +113,7 @@ def test_what_is_kept_are_gradients():
 
 
 def test_backwards_of_one_graph():
-    """Twice, with other upstream gradients, and for second derivatives; a gradient that was written to is noticed."""
+    """Again and again, with other upstream gradients, whatever was done to the gradients before, and for second derivatives."""
     a, b = (torch.randn(rows, 4, dtype=torch.float64, requires_grad=True) for rows in (5, 6))
     weight = torch.rand(5, dtype=torch.float64)
 
@@ -116,12 +122,16 @@ def test_backwards_of_one_graph():
 
     total, exact = loss(a, b), (weight * (a @ b.t()).logsumexp(1)).sum()
     for upstream in (1.0, 0.25, 1.0, 0.0, -3.0):
-        grads = [torch.autograd.grad(value, (a, b), torch.tensor(upstream, dtype=torch.float64), retain_graph=True) for value in (total, exact)]
+        factor = torch.tensor(upstream, dtype=torch.float64)
+        grads = [torch.autograd.grad(value, (a, b), factor, retain_graph=True) for value in (total, exact)]
         torch.testing.assert_close(*grads)
     assert torch.autograd.gradcheck(loss, (a, b)) and torch.autograd.gradgradcheck(loss, (a, b))
-    torch.autograd.grad(total, a, retain_graph=True)[0].zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        total.backward()
+    for _ in range(3):
+        torch.autograd.grad(total, a, retain_graph=True)[0].zero_()
+        a.grad = None
+        total.backward(retain_graph=True)
+        torch.testing.assert_close(a.grad, torch.autograd.grad(exact, a, retain_graph=True)[0])
+        a.grad.data.zero_()
 
 
 def test_in_a_compiled_graph():
@@ -162,7 +172,7 @@ def test_gradients_of_scores_of_bfloat16_rows_round():
     def gradients(dtype, backend):
         leaves = [t.to(dtype).requires_grad_() for t in (x, y)]
         weights = [weight.to(pair.accumulate_dtype(dtype)), -weight.to(pair.accumulate_dtype(dtype))]
-        total, _ = pair_sum("pair", Scores(*leaves), [Term("lse"), Term("sum", "positive")], weights, (target, index), backend=backend)
+        total, _ = pair_sum("pair", Scores(*leaves), [Term("lse"), Term("sum", "positive")], weights, None, (target, index), backend=backend)
         return torch.autograd.grad(total, leaves)
 
     leaves = [t.detach().requires_grad_() for t in (x, y)]
@@ -177,3 +187,53 @@ def test_gradients_of_scores_of_bfloat16_rows_round():
         assert error.norm() < (rival.double() - exact).norm()
         differ.append(bool((error > 0.51 * eps * exact.abs() + 1e-5 * size).any()))
     assert any(differ) == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_derivatives_by_weights(backend):
+    """Which are no constants then: forward and backward, inside torch.func and outside."""
+    a, b, weight, tangent = (torch.rand(*size, dtype=torch.float64) for size in ((5, 4), (6, 4), (5,), (5,)))
+    a.requires_grad_()
+
+    def loss(weight):
+        asked = None if torch._C._are_functorch_transforms_active() else backend
+        return pair_sum("pair", Scores(a, b), [Term("lse")], [weight], backend=asked)[0]
+
+    lse = (a @ b.t()).logsumexp(1).detach()
+    torch.testing.assert_close(torch.autograd.grad(loss(weight.clone().requires_grad_()), a), torch.autograd.grad(loss(weight), a))
+    leaf = weight.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(loss(leaf), leaf)[0], lse)
+    torch.testing.assert_close(torch.func.jvp(loss, (weight,), (tangent,))[1].detach(), (tangent * lse).sum())
+    torch.testing.assert_close(torch.func.grad(loss)(weight).detach(), lse)
+
+
+def test_in_fake_tensors_and_traces():
+    """Nothing is looked at that has no value yet."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def grads(a, b):
+        a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+        return torch.autograd.grad(2 * pair_sum("pair", Scores(a, b), [Term("lse")], [a.new_ones(5)], backend="cpu")[0], (a, b))
+
+    a, b = torch.randn(5, 4), torch.randn(6, 4)
+    for mode in ("real", "fake"):
+        torch.testing.assert_close(make_fx(grads, tracing_mode=mode)(a, b)(a, b), grads(a, b))
+    with FakeTensorMode():
+        assert [g.shape for g in grads(torch.randn(5, 4), torch.randn(6, 4))] == [(5, 4), (6, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_at_work_are_bounded(dtype):
+    """Also where the other set has no gradient, and of bfloat16 rows; those of all rows would be 67 MB."""
+    def resident(key: str) -> int:
+        return 1024 * int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+    def run(rows: int) -> None:
+        x, y = torch.randn(rows, 8).to(dtype).requires_grad_(), torch.randn(8192, 8).to(dtype)
+        pair_sum("pair", Scores(x, y), [Term("lse")], [torch.ones(rows)], backend="cpu", memory_budget=2**22)
+
+    run(64)  # starts threads
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present
+    run(2048)
+    assert resident("VmHWM") - before < 2.5e7

@@ -359,7 +359,7 @@ def step(backend: str, dtype: torch.dtype, patched: bool) -> int:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("patched", [False, True], ids=["direct", "patched"])
-def test_op_info_samples(any_twin, backend, dtype, patched):
+def test_op_info_samples(any_twin, backend, dtype, patched, exact_products):
     loss, original = any_twin
     op = _op_infos()[f"nn.functional.{loss.torch}"]
     torch.manual_seed(0)  # again, since the first import of the samples draws numbers too
@@ -385,7 +385,7 @@ def _module_infos():
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("patched", [False, True], ids=["module", "patched"])
-def test_module_info_samples(module_twin, backend, dtype, patched):
+def test_module_info_samples(module_twin, backend, dtype, patched, exact_products):
     loss = module_twin
     ours = next(c for c in map(fastloss.nn.__dict__.get, fastloss.nn.__all__) if getattr(c, "loss_function", None) is loss.function)
     theirs = getattr(torch.nn, ours.__name__)

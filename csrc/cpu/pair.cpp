@@ -30,7 +30,7 @@ inline T number(const void* from, int64_t i) {
   return from ? static_cast<const T*>(from)[i] : T(0);
 }
 
-// f(own) for every vector of lanes that are in use; the lanes behind them are set to 0 if `clear` is given.
+// f(own) for every vector of lanes that are in use.
 template <class T, class F>
 inline void each_own(const PairTile& tile, const F& f) {
   constexpr int64_t width = Lanes<T>::size();
@@ -84,8 +84,12 @@ bool is_empty(const PairCall& call, const PairTerm& term, const PairTile& tile) 
   if (term.mask != PairMask::kPositive || call.codes || !call.own_label) return false;
   const T* own = static_cast<const T*>(call.own_label) + tile.own_begin;
   const T* other = static_cast<const T*>(call.other_label) + tile.other_begin;
-  const auto [least, most] = std::minmax_element(other, other + tile.other_count);
-  return std::none_of(own, own + tile.own_count, [&, least = *least, most = *most](T label) { return label >= least && label <= most; });
+  T least = kInf<T>, most = -kInf<T>;
+  for (int64_t j = 0; j < tile.other_count; ++j) {  // NaN, which equals none, is neither
+    least = other[j] < least ? other[j] : least;
+    most = other[j] > most ? other[j] : most;
+  }
+  return std::none_of(own, own + tile.own_count, [&](T label) { return label >= least && label <= most; });
 }
 
 // A functor with the parameters of a term, at the own rows of a vector and any row of the other set.

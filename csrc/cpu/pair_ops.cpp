@@ -41,7 +41,7 @@ class Scores {
   // The rows of a block as columns, 0 behind the last, in one of kTogether places. A pair of 16-bit numbers moves as one of 32 bits, as
   // their products want it.
   void pack(const PairTile& tile, size_t place) {
-    if (place >= packed_.size()) packed_.push_back(buffer<T>(features_ * kPairLanes));
+    while (place >= packed_.size()) packed_.push_back(buffer<T>(features_ * kPairLanes));
     T* to = packed_[place].template mutable_data_ptr<T>();
     const int64_t columns = narrow_ ? features_ / 2 : features_;
     if (tile.own_count < kPairLanes) std::fill_n(to, features_ * kPairLanes, T(0));
@@ -122,8 +122,8 @@ PairTile tile_of(const PairCall& call, int64_t block) {
 // The statistics of blocks of rows, whose tiles of scores stay where place(tile, which of the blocks) has put them, and what they add to
 // those of the rows of the other set, which are kept from `from` on.
 template <class T, class Place>
-void gather_blocks(const Inputs& in, const PairCall& call, Scores<T>& products_of, int64_t first, int64_t last, std::vector<Kept<T>>& others,
-                   int64_t from, std::vector<Tensor>& found, const Place& place) {
+void gather_blocks(const Inputs& in, const PairCall& call, Scores<T>& products_of, int64_t first, int64_t last,
+                   std::vector<Kept<T>>& others, int64_t from, std::vector<Tensor>& found, const Place& place) {
   const Scalar scalar = std::is_same_v<T, double> ? Scalar::kDouble : Scalar::kFloat;
   std::vector<PairTile> tiles;
   std::vector<std::vector<Kept<T>>> own(last - first);
@@ -244,7 +244,8 @@ struct Wanted {
 
 // Gradients of the own rows and what belongs to them and, in strips of own rows that fit in the budget, of the other set, both sets' before
 // they are scaled; of scores G, which products with rows take: T, or bfloat16 if those of `in` are. Scores are those that were kept, or
-// computed again; or for the first time where the call's `statistics` are to be found too, all of rows.
+// computed again; or for the first time where the call's `statistics` are to be found too, all of rows: then as many blocks are at work as
+// the budget has room for the scores of, where these do not lie in the strip. At least kTogether blocks are in a strip, and at work.
 template <class T, class G>
 void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& wanted, int64_t budget, const Tensor& scores_kept,
               std::vector<Tensor>* statistics) {
@@ -255,10 +256,14 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   const int64_t features = call.features;
   const bool want_other = wanted.other.defined() || wanted.other_bias.defined();
   const bool in_strip = want_other && !kRounds;  // scores become gradients where products of the other set take them from
-  const int64_t row_bytes = std::max<int64_t>(1, call.other * static_cast<int64_t>(sizeof(G)));
+  const auto fitting = [&](size_t size) {  // blocks whose scores, or their gradients, of that size the budget has room for
+    return std::max(kTogether, budget / std::max<int64_t>(1, call.other * static_cast<int64_t>(size) * kPairLanes));
+  };
   const int64_t all = (call.own + kPairLanes - 1) / kPairLanes;
-  const int64_t fit = std::max<int64_t>(1, budget / (row_bytes * kPairLanes)), strips = (all + fit - 1) / fit;
+  const int64_t fit = fitting(sizeof(G)), strips = (all + fit - 1) / fit;
   const int64_t strip = want_other && strips ? (all + strips - 1) / strips : all;  // blocks, of even strips
+  const bool buffers = statistics && !in_strip;
+  const int64_t at_work = buffers ? fitting(sizeof(T)) : all;
   const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, (own_is_row ? in.a : in.b).options()) : Tensor();
   if (want_other) advise_huge_pages(kept);
   G* const products = want_other ? kept.template mutable_data_ptr<G>() : nullptr;
@@ -271,10 +276,10 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   std::vector<double> other_bias(wanted.other_bias.defined() ? call.other : 0, 0.0);
   for (int64_t first = 0; first < all; first += strip) {
     const int64_t last = std::min(all, first + strip);
-    each_item(last - first, [&](int64_t begin, int64_t end) {
+    const auto run = [&](int64_t begin, int64_t end) {
       const Products guard;
       Scores<T> products_of(own_is_row ? in.scored_a : in.scored_b, own_is_row ? in.scored_b : in.scored_a);
-      const int64_t buffered = statistics ? std::max(call.other, kOther) : kOther;  // rows of the other set, of each block
+      const int64_t buffered = buffers ? std::max(call.other, kOther) : kOther;  // rows of the other set, of each block
       const Tensor scores = buffer<T>(in_strip ? 0 : std::min(kTogether, end - begin) * buffered * kPairLanes);
       const Tensor gradient = buffer<T>(kOther * kPairLanes), turned = buffer<T>(kOther * kPairLanes);
       const Tensor rounded = buffer<G>(kRounds ? kOther * kPairLanes : 0);
@@ -285,9 +290,9 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
       const auto place = [&](PairTile& tile, size_t i) {
         tile.stride = in_strip ? strip * kPairLanes : kPairLanes;
         if constexpr (!kRounds) tile.scores = in_strip ? of_strip(tile) : nullptr;
-        if (!in_strip) tile.scores = scores.mutable_data_ptr<T>() + (i * buffered + (statistics ? tile.other_begin : 0)) * kPairLanes;
+        if (!in_strip) tile.scores = scores.mutable_data_ptr<T>() + (i * buffered + (buffers ? tile.other_begin : 0)) * kPairLanes;
       };
-      each_together(first + begin, first + end, [&](int64_t from, int64_t to) {
+      each_together(begin, end, [&](int64_t from, int64_t to) {
         if (statistics) gather_blocks(in, scoring, products_of, from, to, no_others, 0, *statistics, place);
         std::vector<PairTile> tiles;
         std::array<std::array<std::array<double, kPairLanes>, 2 * kMaxPairTerms + 1>, kTogether> sums{};
@@ -322,7 +327,8 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
             if constexpr (kRounds) {
               kernels->pair_round(columns, tile.own_count, kOther, tile.other_count, rounded.mutable_data_ptr<G>(), kOther);
             }
-            add_rows(tile.own_count, tile.other_count, (kRounds ? rounded : turned).template const_data_ptr<G>(), kOther, b + other * features,
+            const G* taken = (kRounds ? rounded : turned).template const_data_ptr<G>();
+            add_rows(tile.own_count, tile.other_count, taken, kOther, b + other * features,
                      wanted.own.mutable_data_ptr<T>() + tile.own_begin * features);
           }
         }
@@ -336,7 +342,10 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
           for (int k = 0; k < call.terms; ++k) write(wanted.own_param[k], sums[i][k + 1]);
         }
       });
-    });
+    };
+    for (int64_t part = first; part < last; part += at_work) {
+      each_item(std::min(at_work, last - part), [&](int64_t begin, int64_t end) { run(part + begin, part + end); });
+    }
     if (!want_other) continue;
     const int64_t rows = std::min(call.own, last * kPairLanes) - first * kPairLanes, stride = strip * kPairLanes;
     each_item((call.other + kPairLanes - 1) / kPairLanes, [&](int64_t begin, int64_t end) {
@@ -466,6 +475,25 @@ std::vector<Tensor> pair_sum(const c10::List<OptionalTensor>& weights, const Ten
   return found;
 }
 
+// numbers * factor, of another type: one product in the numbers' own type and one rounding.
+Tensor pair_scaled(const Tensor& numbers, const Tensor& factor, at::ScalarType type) {
+  TORCH_CHECK(factor.numel() == 1 && factor.scalar_type() == numbers.scalar_type() && numbers.is_contiguous(),
+              "pair engine: wanted contiguous numbers and one factor of their type, got ", factor.sizes(), " of ", factor.scalar_type());
+  const Tensor found = at::empty(numbers.sizes(), numbers.options().dtype(type));
+  advise_huge_pages(found);
+  AT_DISPATCH_FLOATING_TYPES(numbers.scalar_type(), "pair_scaled", [&] {
+    const scalar_t by = *factor.const_data_ptr<scalar_t>(), *from = numbers.const_data_ptr<scalar_t>();
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "pair_scaled", [&, from] {
+      using To = scalar_t;
+      To* to = found.mutable_data_ptr<To>();
+      each_piece(numbers.numel(), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) to[i] = static_cast<To>(from[i] * by);
+      });
+    });
+  });
+  return found;
+}
+
 }  // namespace
 }  // namespace fastloss
 
@@ -473,4 +501,5 @@ TORCH_LIBRARY_IMPL(fastloss, CPU, m) {
   m.impl("pair_forward.cpu", fastloss::pair_forward);
   m.impl("pair_backward.cpu", fastloss::pair_backward);
   m.impl("pair_sum.cpu", fastloss::pair_sum);
+  m.impl("pair_scaled.cpu", fastloss::pair_scaled);
 }

@@ -5,8 +5,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 

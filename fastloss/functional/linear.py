@@ -55,12 +55,13 @@ def linear_cross_entropy(
     Drop-in for :func:`torch.nn.functional.linear_cross_entropy`. With :math:`z = W x + b`, scaled and capped as by
     :func:`fastloss.functional.cross_entropy`, a row's loss is :math:`-w_y (z_y - \log \sum_k e^{z_k})`. Tiles of logits are computed,
     used and forgotten, so new memory is the gradients and :math:`O(N)`, and `memory_budget` where it is given. Where the loss is one
-    number, on the CPU, its gradients are found with it, by three products of matrices, and stand until the backward; with ``"none"``,
-    `z_loss`, `return_lse`, a gradient by class weights or probabilities, a `group`, and on GPUs, the backward computes logits again.
+    number, on the CPU, its gradients are found with it, by three products of matrices, and stand until the backward: without a backward
+    to come, :class:`torch.no_grad` saves two of the three. With ``"none"``, `z_loss`, `return_lse`, a gradient by class weights or
+    probabilities, a `group`, and on GPUs, the backward computes logits again.
 
     Logits are float32, of half precision too, and so are their gradients, but that a CPU that multiplies bfloat16 numbers itself takes
-    those of bfloat16 hidden states rounded, which torch rounds together with the logits: ours come closer to the truth. With
-    ``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` they are exact, and the backward slower; with
+    those of bfloat16 hidden states rounded, which torch rounds together with the logits: ours come closer to the truth. Where
+    ``torch.backends.mkldnn.matmul.fp32_precision`` is ``"ieee"`` while they are found they are exact, and slower; with
     ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` Triton's kernels multiply float32 numbers in TF32.
 
     Class probabilities take :math:`O(N C)` memory, as their target does. Softcapped logits with class probabilities, or with class
@@ -83,8 +84,9 @@ def linear_cross_entropy(
         return_accuracy: also return for each row 1 if no logit is larger than the target's, else 0; 0 for an ignored row.
         empty: what a mean over no rows (or zero weight) is: ``"nan"`` as in torch, or ``"zero"``.
         memory_budget: bytes for ``"cpu"``, of which 64 MB, or half if that is less, are for gradients of logits while they are
-            multiplied, and the rest for logits that are kept until the backward where it would compute them again. Default: None, that of
-            :func:`fastloss.use_memory_budget`, else no logits and 64 MB.
+            multiplied, and the rest for logits that are kept until the backward where it would compute them again. Gradients that are
+            found with the loss keep none, but have as many bytes again for logits at work if `input` is bfloat16 or `linear_weight` has no
+            gradient. 256 rows are at work at least. Default: None, that of :func:`fastloss.use_memory_budget`, else no logits and 64 MB.
         group: processes over which the classes are spread, as for :func:`fastloss.functional.cross_entropy`: each has its rows of
             `linear_weight` and `linear_bias`, and all hidden states, targets and class weights. The gradient of `input` is the whole one
             on each. DTensors bring their group: `linear_weight` and `linear_bias` sharded over the classes, `input` replicated or, as under
@@ -268,37 +270,33 @@ def _by_statistics(
             weights.append(-smoothing / classes * each)
     if settings["return_accuracy"]:
         terms.append(Term("max"))
-    factor = _factor(divisor, settings)
+    elif soft:
+        del terms[1], weights[1]
+    if settings["reduction"] != "mean":
+        divisor = torch.ones_like(divisor)
+    divisor = torch.where(divisor == 0, math.inf if settings["empty"] == "zero" else math.nan, divisor)
 
     cap = settings["softcap"]
     transform = "none" if cap is None else "softcap", 1.0 if cap is None else float(cap)
     index = torch.arange(first, first + len(linear_weight), device=label.device, dtype=label.dtype)
     scores = [Scores(part, linear_weight, None, bias, scale, *transform) for part in parts]
-    linear = not settings["z_loss"] and not settings["return_lse"] and not any(w is not None and w.requires_grad for w in weights)
-    if linear and settings["reduction"] != "none" and shard is None:
-        weights = [None if w is None else torch.where(known, w * factor, 0.0) for w in weights]
-        loss, found = pair_sum(NAME, *scores, terms, weights, (label, index), backend=backend, memory_budget=memory_budget)
+    if settings["reduction"] != "none" and not settings["z_loss"] and not settings["return_lse"] and shard is None:
+        weights = [None if w is None else torch.where(known, w / divisor, 0.0) for w in weights]
+        loss, found = pair_sum(NAME, *scores, terms, weights, known, (label, index), backend=backend, memory_budget=memory_budget)
         rows = torch.where(known, 0.0, torch.where(counts, math.nan, 0.0))
         rows = rows if expected is None else rows - torch.where(known, expected, 0.0)
-        loss = loss + factor * rows.sum()
+        loss = loss + rows.sum() / divisor
     else:
         found = _statistics(scores, terms, label, index, memory_budget, backend, shard)
         rows = sum(w * one.value for w, one in zip(weights, found) if w is not None)
         rows = rows if expected is None else rows - expected
         rows = rows + settings["z_loss"] * found[0].value.square() if settings["z_loss"] else rows
         rows = torch.where(known, rows, torch.where(counts, math.nan, 0.0))
-        loss = rows if settings["reduction"] == "none" else factor * rows.sum()
+        loss = rows if settings["reduction"] == "none" else rows.sum() / divisor
     extras = [found[0].value] if settings["return_lse"] else []
     if settings["return_accuracy"]:
         extras.append(((found[1].value >= found[-1].value) & counts).detach().to(wide))
     return loss, *extras
-
-
-def _factor(divisor: Tensor, settings: dict) -> Tensor:
-    """What the sum of all rows is multiplied by; of a mean that divides by 0 NaN, or 0 where that is asked for."""
-    if settings["reduction"] != "mean":
-        return torch.ones_like(divisor)
-    return 1 / torch.where(divisor == 0, math.inf if settings["empty"] == "zero" else math.nan, divisor)
 
 
 def _statistics(
