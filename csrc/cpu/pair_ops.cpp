@@ -119,8 +119,8 @@ PairTile tile_of(const PairCall& call, int64_t block) {
   return {nullptr, kPairLanes, block * kPairLanes, std::min(kPairLanes, call.own - block * kPairLanes), 0, 0, false};
 }
 
-// The statistics of blocks of rows, whose tiles of scores stay where place(tile, which of the blocks) has put them, and what they add to
-// those of the rows of the other set, which are kept from `from` on.
+// The statistics of blocks of rows, whose tiles of scores stay where place(tile) has put them, and what they add to those of the rows of
+// the other set, which are kept from `from` on.
 template <class T, class Place>
 void gather_blocks(const Inputs& in, const PairCall& call, Scores<T>& products_of, int64_t first, int64_t last,
                    std::vector<Kept<T>>& others, int64_t from, std::vector<Tensor>& found, const Place& place) {
@@ -143,7 +143,7 @@ void gather_blocks(const Inputs& in, const PairCall& call, Scores<T>& products_o
     for (size_t i = 0; i < tiles.size(); ++i) {
       tiles[i].other_begin = other;
       tiles[i].other_count = std::min(kOther, call.other - other);
-      place(tiles[i], i);
+      place(tiles[i]);
       products_of.multiply_tile(tiles[i], i);
       kernels->pair_forward(call, scalar, tiles[i], sums[i].data());
     }
@@ -170,7 +170,7 @@ void forward(const Inputs& in, std::vector<Tensor>& found, const Tensor& scores_
     const Products products;
     Scores<T> products_of(in.scored_a, in.scored_b);
     const Tensor scores = buffer<T>(kOther * kPairLanes);
-    const auto place = [&](PairTile& tile, size_t) {
+    const auto place = [&](PairTile& tile) {
       T* const to = kept_tile<T>(scores_kept, tile);
       tile.scores = to ? to : scores.mutable_data_ptr<T>();
     };
@@ -263,7 +263,8 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   const int64_t fit = fitting(sizeof(G)), strips = (all + fit - 1) / fit;
   const int64_t strip = want_other && strips ? (all + strips - 1) / strips : all;  // blocks, of even strips
   const bool buffers = statistics && !in_strip;
-  const int64_t at_work = buffers ? fitting(sizeof(T)) : all;
+  const int64_t at_work = buffers ? std::min(all, fitting(sizeof(T))) : all;
+  const Tensor working = buffer<T>(buffers ? at_work * call.other * kPairLanes : 0);
   const Tensor kept = want_other ? at::empty({call.other, strip * kPairLanes}, (own_is_row ? in.a : in.b).options()) : Tensor();
   if (want_other) advise_huge_pages(kept);
   G* const products = want_other ? kept.template mutable_data_ptr<G>() : nullptr;
@@ -276,21 +277,22 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
   std::vector<double> other_bias(wanted.other_bias.defined() ? call.other : 0, 0.0);
   for (int64_t first = 0; first < all; first += strip) {
     const int64_t last = std::min(all, first + strip);
-    const auto run = [&](int64_t begin, int64_t end) {
+    const auto run = [&](int64_t part, int64_t begin, int64_t end) {
       const Products guard;
       Scores<T> products_of(own_is_row ? in.scored_a : in.scored_b, own_is_row ? in.scored_b : in.scored_a);
-      const int64_t buffered = buffers ? std::max(call.other, kOther) : kOther;  // rows of the other set, of each block
-      const Tensor scores = buffer<T>(in_strip ? 0 : std::min(kTogether, end - begin) * buffered * kPairLanes);
+      const Tensor scores = buffer<T>(in_strip || buffers ? 0 : kOther * kPairLanes);
       const Tensor gradient = buffer<T>(kOther * kPairLanes), turned = buffer<T>(kOther * kPairLanes);
       const Tensor rounded = buffer<G>(kRounds ? kOther * kPairLanes : 0);
       std::vector<Kept<T>> no_others(in.count(), Kept<T>(0, 0));
       const auto of_strip = [&](const PairTile& tile) {
         return products + tile.other_begin * strip * kPairLanes + (tile.own_begin - first * kPairLanes);
       };
-      const auto place = [&](PairTile& tile, size_t i) {
+      const auto place = [&](PairTile& tile) {
         tile.stride = in_strip ? strip * kPairLanes : kPairLanes;
         if constexpr (!kRounds) tile.scores = in_strip ? of_strip(tile) : nullptr;
-        if (!in_strip) tile.scores = scores.mutable_data_ptr<T>() + (i * buffered + (buffers ? tile.other_begin : 0)) * kPairLanes;
+        if (in_strip) return;
+        const int64_t row = (tile.own_begin / kPairLanes - part) * call.other + tile.other_begin;
+        tile.scores = buffers ? working.mutable_data_ptr<T>() + row * kPairLanes : scores.mutable_data_ptr<T>();
       };
       each_together(begin, end, [&](int64_t from, int64_t to) {
         if (statistics) gather_blocks(in, scoring, products_of, from, to, no_others, 0, *statistics, place);
@@ -310,7 +312,7 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
             PairTile& tile = tiles[i];
             tile.other_begin = other;
             tile.other_count = std::min(kOther, call.other - other);
-            place(tile, i);
+            place(tile);
             T* scored = static_cast<T*>(tile.scores);
             if (const T* kept_at = kept_tile<T>(scores_kept, tile)) {
               for (int64_t j = 0; j < tile.other_count; ++j) std::copy_n(kept_at + j * kPairLanes, kPairLanes, scored + j * tile.stride);
@@ -344,7 +346,7 @@ void backward(const PairCall& call, const Inputs& in, bool own_is_row, Wanted& w
       });
     };
     for (int64_t part = first; part < last; part += at_work) {
-      each_item(std::min(at_work, last - part), [&](int64_t begin, int64_t end) { run(part + begin, part + end); });
+      each_item(std::min(at_work, last - part), [&](int64_t begin, int64_t end) { run(part, part + begin, part + end); });
     }
     if (!want_other) continue;
     const int64_t rows = std::min(call.own, last * kPairLanes) - first * kPairLanes, stride = strip * kPairLanes;
