@@ -13,8 +13,9 @@ negatives, say) goes into the next call as the parameter of a row or column, wit
 
 Scores and their gradients are of the accumulation dtype, and products exact to its rounding. They are less precise where torch's own may
 be: ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` lets Triton's kernels use TF32 for float32. Of bfloat16 rows a CPU that
-multiplies bfloat16 numbers itself rounds each score's gradient to bfloat16 before it is multiplied by rows, as torch's own backward does
-(which has rounded the scores too); ``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` leaves it as it is.
+multiplies bfloat16 numbers itself rounds each score's gradient to bfloat16 before it is multiplied by rows or summed for a column's
+bias, as torch's own backward does (which has rounded the scores too); ``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` leaves it
+as it is.
 
 Where `b` is left out, the set is compared with itself: the scores are symmetric, and one sweep gives the gradient of both roles.
 
