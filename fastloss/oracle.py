@@ -5,10 +5,10 @@ gradients for random upstream gradients. An element passes when ::
 
     |ours - truth| <= K * E + FEW * eps(accumulate) * scale + (eps(result) / 2 + 2 * eps(accumulate)) * |truth|
 
-E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms
-that the element is summed from (``Call.scales``), and the last term is the rounding of the sum and of the result. So a backend may sum in
-another order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them. Cases whose gradients of scores
-are rounded (:attr:`fastloss.pair_cases.PairCase.precision`) may be off by what that does to each of the terms summed.
+E is the largest error of the eager formula run in the accumulation dtype (float32 for half types), `scale` the size of the terms that the
+element is summed from (``Call.scales``), and the last term is the rounding of the sum and of the result. So a backend may sum in another
+order, but must keep float32 to the end and round once. Infinities and NaN must be where the truth has them. Cases whose gradients of
+scores are rounded (:attr:`fastloss.pair_cases.PairCase.precision`) may be off by what that does to each of the terms summed.
 """
 
 from __future__ import annotations
